@@ -1,0 +1,33 @@
+"""PointRend for 2D and 3D: select uncertain points, re-predict them, render labels on any grid.
+
+Letters used throughout: B batch, K classes, C feature channels, N points, D x H x W voxels. Array order is
+(z, y, x); points are in the unit cube of the image, voxel i of n has its centre at (i + 0.5) / n.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pointrend.backbones import taps
+    from pointrend.getpoint import getpoint
+    from pointrend.head import PointHead
+    from pointrend.refine import PointRend
+    from pointrend.render import render_labels
+    from pointrend.sampling import sample_at
+
+_HOMES = {
+    "getpoint": "getpoint",
+    "sample_at": "sampling",
+    "render_labels": "render",
+    "PointHead": "head",
+    "PointRend": "refine",
+    "taps": "backbones",
+}
+__all__ = ["PointHead", "PointRend", "getpoint", "render_labels", "sample_at", "taps"]
+
+
+def __getattr__(name: str) -> Any:
+    # lazy: numba and torch are imported by the first use, not by `import pointrend`
+    if name in _HOMES:
+        return getattr(import_module(f"pointrend.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'pointrend' has no attribute {name!r}")
