@@ -1,0 +1,529 @@
+"""The configuration: frozen dataclasses, read from YAML and the command line, checked on construction.
+
+Order of precedence: defaults < file < arm < command line. Neither torch nor MONAI is imported here, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from vnet.errors import InputError
+
+Axes = tuple[int, int, int]
+
+# The six arms of the comparison: what differs from the file is where the decoder stops and whether there is a head.
+ARMS: dict[str, dict[str, dict[str, int]]] = {
+    "dense": {"network": {"output_stride": 1}, "points": {"train_points": 0}},
+    "coarse_s2": {"network": {"output_stride": 2}, "points": {"train_points": 0}},
+    "coarse_s4": {"network": {"output_stride": 4}, "points": {"train_points": 0}},
+    "pointrend_s1": {"network": {"output_stride": 1}},
+    "pointrend_s2": {"network": {"output_stride": 2}},
+    "pointrend_s4": {"network": {"output_stride": 4}},
+}
+
+# What a run's hash leaves out: where things lie and how fast they go, not what is computed.
+PLACES = ("run_root", "threads", "study", "data.root", "data.cache")
+# Keys added after results were committed: they count in the hash only when they differ from their default.
+ADDED_KEYS: tuple[str, ...] = ()
+
+
+def require(condition: bool, key: str, rule: str, value: object) -> None:
+    if not condition:
+        raise InputError(f"{key} must {rule}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set and how its volumes are read."""
+
+    root: str = ""
+    """Folder of the data set: Decathlon layout (dataset.json, imagesTr, labelsTr) or nnU-Net's raw layout."""
+    fold: int | Literal["all"] = 0
+    """Validation fold, or `all` to train on every case."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Working spacing (z, y, x) in mm; null takes the median of the training volumes."""
+    cache: str | None = None
+    """Folder for verdicts and preprocessed volumes; null takes RUN_ROOT/cache."""
+    phantoms: int = 0
+    """Where `root` does not exist: write this many phantom volumes there first."""
+
+    def __post_init__(self) -> None:
+        require(self.fold == "all" or int(self.fold) >= 0, "data.fold", "be 0 or more, or all", self.fold)
+        require(self.phantoms >= 0, "data.phantoms", "be 0 or more", self.phantoms)
+        if self.spacing_mm is not None:
+            positive = all(0 < value < float("inf") for value in self.spacing_mm)
+            require(positive, "data.spacing_mm", "be three positive numbers (z, y, x) in mm", self.spacing_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """V-Net; the defaults are the paper's (arXiv 1606.04797), with batch norm."""
+
+    width: int = 16
+    """Channels of the first stage; each stage down doubles them."""
+    kernel: int | Axes = 5
+    """Kernel of the convolutions, one odd number or one per axis (z, y, x)."""
+    down: tuple[int, ...] = (1, 2, 3, 3, 3)
+    """Convolutions of each stage on the way down."""
+    up: tuple[int, ...] = (3, 3, 2, 1)
+    """Convolutions of each stage on the way up, deepest first."""
+    strides: tuple[Axes, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    """Stride (z, y, x) between one stage and the next; (1, 2, 2) keeps thick slices."""
+    norm: Literal["none", "batch", "instance", "group"] = "batch"
+    """Normalisation after each convolution."""
+    activation: Literal["prelu", "relu", "leaky_relu", "elu"] = "prelu"
+    """Activation; the paper's is PReLU."""
+    dropout: float = 0.0
+    """Share of channels dropped after each stage but the first; 0 builds none."""
+    output_stride: int | Axes = 1
+    """Stride at which the decoder stops, one number or one per axis (z, y, x)."""
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "network.width", "be 1 or more", self.width)
+        odd = all(size >= 1 and size % 2 for size in per_axis(self.kernel))
+        require(odd, "network.kernel", "be odd and positive", self.kernel)
+        require(
+            all(n >= 1 for n in self.down + self.up),
+            "network.down and up",
+            "be 1 or more",
+            self.down + self.up,
+        )
+        require(
+            len(self.up) == len(self.down) - 1, "network.up", "have one stage less than network.down", self.up
+        )
+        matching = len(self.strides) == len(self.up) and all(
+            s in (1, 2) for axes in self.strides for s in axes
+        )
+        require(
+            matching,
+            "network.strides",
+            "hold one (z, y, x) of 1s and 2s per stage of network.up",
+            self.strides,
+        )
+        require(0 <= self.dropout < 1, "network.dropout", "lie in [0, 1)", self.dropout)
+        reachable = cumulative_strides(self.strides)[:-1]
+        require(
+            per_axis(self.output_stride) in reachable,
+            "network.output_stride",
+            f"be the stride of a decoder stage, one of {reachable}",
+            self.output_stride,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsConfig:
+    """Point refinement, in the symbols of the PointRend paper (arXiv 1912.08193)."""
+
+    refine: bool = True
+    """Refine at prediction; training is not touched by this key."""
+    train_points: int = 4096
+    """N: points per volume and step; 0 builds no head."""
+    oversample: float = 3.0
+    """k: candidates drawn per kept point."""
+    importance: float = 0.75
+    """beta: share of N taken by uncertainty, the rest is uniform."""
+    test_share: float = 0.06
+    """Share of the voxels of the target grid refined at prediction, the most uncertain first."""
+    margin: float | None = None
+    """Refine only where best minus second-best logit is at most this; null sets no limit."""
+    features: tuple[str, ...] = ("encoder1", "decoder")
+    """Stages of the network that the head reads: encoder1 ... encoderN, decoder (the last before the logits)."""
+    image: bool = True
+    """The head also reads the image at the point."""
+    width: int = 64
+    """Channels of the head's hidden layers."""
+    layers: int = 3
+    """Hidden layers of the head; the coarse logits are concatenated to the input of each."""
+
+    def __post_init__(self) -> None:
+        require(self.train_points >= 0, "points.train_points", "be 0 or more", self.train_points)
+        require(self.oversample >= 1, "points.oversample", "be 1 or more", self.oversample)
+        require(0 <= self.importance <= 1, "points.importance", "lie in [0, 1]", self.importance)
+        require(0 <= self.test_share <= 1, "points.test_share", "lie in [0, 1]", self.test_share)
+        require(
+            self.margin is None or self.margin >= 0, "points.margin", "be 0 or more, or null", self.margin
+        )
+        require(
+            bool(self.features) or self.image,
+            "points.features",
+            "name a stage, or points.image be true",
+            "neither",
+        )
+        require(self.width >= 1, "points.width", "be 1 or more", self.width)
+        require(self.layers >= 1, "points.layers", "be 1 or more", self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The training loop."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    seconds: float | None = None
+    """Train for this long instead (validation not counted); the schedule follows the clock."""
+    batch: int = 2
+    """Volumes or patches per step, over all processes."""
+    patch: Axes = (48, 64, 48)
+    """Voxels (z, y, x) the network sees; smaller volumes are padded, larger ones cut."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic of the network."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum of 0.99."""
+    schedule: Literal["one_cycle", "poly"] = "one_cycle"
+    """Learning rate over the steps: cosine up over 30 % and down, or (1 - t)^0.9."""
+    learning_rate: float = 3e-3
+    """Highest learning rate."""
+    weight_decay: float = 1e-2
+    """Weight decay."""
+    clip_norm: float = 12.0
+    """Gradients are scaled down to this norm."""
+    mirror: tuple[Literal["z", "y", "x"], ...] = ()
+    """Axes mirrored at random in training; leave out those that tell left from right."""
+    validate_every: int = 250
+    """Steps between validations; 0 validates at the end only."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    max_bad_steps: int = 10
+    """Steps with a non-finite loss or gradient that are dropped before the run is stopped."""
+    init_from: str | None = None
+    """Checkpoint whose network weights training starts from."""
+    point_weight: float = 1.0
+    """Weight of the loss on points; Dice and cross-entropy weigh 1 each."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "training.steps", "be 1 or more", self.steps)
+        require(
+            self.seconds is None or self.seconds > 0, "training.seconds", "be positive, or null", self.seconds
+        )
+        require(self.batch >= 1, "training.batch", "be 1 or more", self.batch)
+        require(
+            all(n >= 1 for n in self.patch),
+            "training.patch",
+            "hold three positive sizes (z, y, x)",
+            self.patch,
+        )
+        require(
+            0 < self.learning_rate < float("inf"), "training.learning_rate", "be positive", self.learning_rate
+        )
+        require(self.weight_decay >= 0, "training.weight_decay", "be 0 or more", self.weight_decay)
+        require(self.clip_norm > 0, "training.clip_norm", "be positive", self.clip_norm)
+        require(self.validate_every >= 0, "training.validate_every", "be 0 or more", self.validate_every)
+        require(
+            self.checkpoint_every >= 1, "training.checkpoint_every", "be 1 or more", self.checkpoint_every
+        )
+        require(self.max_bad_steps >= 0, "training.max_bad_steps", "be 0 or more", self.max_bad_steps)
+        require(self.point_weight >= 0, "training.point_weight", "be 0 or more", self.point_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Which runs `experiment.py` makes, and what it compares."""
+
+    arms: dict[str, Any] = field(default_factory=lambda: {name: {} for name in ARMS})
+    """Arm name to overrides of this same schema; the six built-in arms need none ({})."""
+    folds: tuple[int, ...] = (0,)
+    """Folds to run."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to run."""
+    comparisons: tuple[str, ...] = ()
+    """Differences to test, as `pointrend_s2 - coarse_s2`; empty takes the usual ones among the arms."""
+    margin: float = 0.002
+    """Dice within which two arms are called equivalent."""
+    keep: bool = False
+    """Copy finished runs (small files only) to results/NAME."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.arms), "study.arms", "name at least one arm", "none")
+        require(bool(self.folds), "study.folds", "name at least one fold", "none")
+        require(bool(self.seeds), "study.seeds", "name at least one seed", "none")
+        require(self.margin >= 0, "study.margin", "be 0 or more", self.margin)
+        for comparison in self.comparisons:
+            arms = [name.strip() for name in comparison.split(" - ")]
+            known = len(arms) == 2 and all(name in self.arms for name in arms)
+            require(known, "study.comparisons", f"be `A - B` of the arms {sorted(self.arms)}", comparison)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """How predictions are scored."""
+
+    tolerance_mm: float = 1.0
+    """Tolerance of the surface Dice in mm."""
+
+    def __post_init__(self) -> None:
+        require(self.tolerance_mm >= 0, "metrics.tolerance_mm", "be 0 or more", self.tolerance_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    name: str = ""
+    """Name of the experiment; by default the config file's stem."""
+    arm: str = "dense"
+    """Arm: dense, coarse_s2, coarse_s4, pointrend_s1, pointrend_s2, pointrend_s4, or one of study.arms."""
+    seed: int = 0
+    """Seed of weights, batches and points."""
+    threads: int = 0
+    """CPU threads; 0 takes every core."""
+    run_root: str = "runs"
+    """Folder of the runs: RUN_ROOT/NAME/ARM/foldF_seedS."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    points: PointsConfig = field(default_factory=PointsConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        plain = bool(self.name) and Path(self.name).name == self.name and self.name not in (".", "..")
+        require(plain, "name", "be a plain folder name", repr(self.name))
+        require(
+            Path(self.arm).name == self.arm and bool(self.arm),
+            "arm",
+            "be a plain folder name",
+            repr(self.arm),
+        )
+        require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
+        require(self.threads >= 0, "threads", "be 0 or more", self.threads)
+        stages = {f"encoder{i + 1}" for i in range(len(self.network.down))} | {"decoder"}
+        for name in self.points.features:
+            require(name in stages, "points.features", f"name stages of {sorted(stages)}", name)
+
+    @property
+    def has_head(self) -> bool:
+        return self.points.train_points > 0
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run_root, self.name, self.arm, self.run_name)
+
+    @property
+    def results_folder(self) -> Path:
+        return Path("results", self.name, self.arm, self.run_name)
+
+    @property
+    def run_name(self) -> str:
+        return f"fold{self.data.fold}_seed{self.seed}"
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.data.cache) if self.data.cache else Path(self.run_root, "cache")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as YAML and JSON hold them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def hash(self, data_hash: str) -> str:
+        """What a run is, as 16 hex digits: this config without `PLACES`, and the content of the data set."""
+        flat, default = flatten(self.to_dict()), flatten(asdict(Config(name="default")))
+        kept = {
+            key: value
+            for key, value in flat.items()
+            if not any(key == place or key.startswith(f"{place}.") for place in PLACES)
+            and not (key in ADDED_KEYS and value == json.loads(json.dumps(default[key])))
+        }
+        text = json.dumps({"config": kept, "data": data_hash}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def per_axis(value: int | Sequence[int]) -> Axes:
+    """One number for all three axes, or three."""
+    z, y, x = (value,) * 3 if isinstance(value, int) else tuple(value)
+    return z, y, x
+
+
+def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[Axes]:
+    """Stride of each stage to the image, the first stage's (1, 1, 1) included."""
+    total = [(1, 1, 1)]
+    for step in strides:
+        z, y, x = (a * b for a, b in zip(total[-1], step, strict=True))
+        total.append((z, y, x))
+    return total
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; `study.arms` stays whole, its keys are names."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name != "study.arms":
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over` in their place."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping) and key != "arms"
+        merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    keys = []
+    for item in fields(schema):
+        nested = globals().get(str(item.type))
+        if isinstance(nested, type) and is_dataclass(nested):
+            keys += known_keys(nested, f"{prefix}{item.name}.")
+        else:
+            keys.append(f"{prefix}{item.name}")
+    return keys
+
+
+def refuse_unknown(keys: Mapping[str, Any] | Sequence[str], where: str) -> None:
+    """Every key of `keys` (dotted) that is not of the schema, each with the nearest that is."""
+    known = known_keys()
+    faults = []
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "see --help for the keys"
+            faults.append(f"{where}: unknown key {key}; {hint}")
+    if faults:
+        raise InputError(faults)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The nested keys of a YAML config file, refused where they are not of the schema."""
+    try:
+        nested = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason}); name an existing config file") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    nested = {} if nested is None else nested
+    if not isinstance(nested, dict):
+        raise InputError(f"{path}: must hold keys and values, got {type(nested).__name__}")
+    refuse_unknown(flatten({str(key): value for key, value in nested.items()}), str(path))
+    for section in (item.name for item in fields(Config) if f"{item.name}" not in known_keys()):
+        if section in nested and not isinstance(nested[section], dict):
+            raise InputError(f"{path}: {section} must hold keys and values, got {nested[section]!r}")
+    return nested
+
+
+def arm_overrides(arm: str, study_arms: object, where: str) -> dict[str, Any]:
+    """Keys that `arm` sets: the built-in arm's, then those of `study.arms`."""
+    own = study_arms if isinstance(study_arms, Mapping) else {}
+    if arm not in ARMS and arm not in own:
+        names = sorted(ARMS | dict(own))
+        raise InputError(
+            f"{where}: unknown arm {arm}; it is one of {', '.join(names)}, or a name under study.arms"
+        )
+    overrides = own.get(arm) or {}
+    if not isinstance(overrides, Mapping):
+        raise InputError(f"{where}: study.arms.{arm} must hold keys and values, got {overrides!r}")
+    refuse_unknown(flatten(overrides), f"{where}: study.arms.{arm}")
+    for key in flatten(overrides):
+        if key in ("arm", "name", "seed", "data.fold", "run_root") or key.startswith("study."):
+            raise InputError(f"{where}: study.arms.{arm} cannot set {key}: the study itself sets it")
+    return merge(ARMS.get(arm, {}), overrides)
+
+
+def config_parser(**kwargs: Any) -> ArgumentParser:
+    """The dataclasses as command-line options, one per key."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def load_config(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, **kwargs: Any) -> Config:
+    """The config of a command line: defaults < file < arm < command line.
+
+    Args:
+        argv: options as `--config FILE --arm NAME --data.fold 1`.
+        base: nested keys in place of a file (a resolved config, whose arm is already applied).
+        kwargs: for the parser (`prog`, `description`).
+
+    Raises:
+        InputError: an unknown key, a wrong type, a value out of range, a file that cannot be read.
+    """
+    parser = config_parser(**kwargs)
+    typed = parse(parser, argv)
+    path = Path(typed.config) if typed.config else None
+    nested = dict(base) if base is not None else read_file(path) if path else {}
+    where = str(path or "command line")
+    given = dict(option_values(argv))
+    if path and not nested.get("name"):
+        nested["name"] = path.stem
+    if base is None:
+        arm = str(given.get("arm") or nested.get("arm") or "dense")
+        arms = typed.study.arms if "study.arms" in given else (nested.get("study") or {}).get("arms")
+        for name in arms if isinstance(arms, Mapping) else {}:
+            if name != arm:
+                build(config_parser(), merge(nested, arm_overrides(str(name), arms, where)), where, [])
+        nested = merge(nested, arm_overrides(arm, arms, where))
+        nested["arm"] = arm
+    nested.setdefault("name", "experiment")
+    return build(parser, nested, where, argv)
+
+
+def option_values(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """(key, value) of each `--key value` or `--key=value`."""
+    pairs = []
+    for i, word in enumerate(argv):
+        if word.startswith("--"):
+            key, _, value = word[2:].partition("=")
+            pairs.append((key, value or (argv[i + 1] if i + 1 < len(argv) else "")))
+    return pairs
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
+    known = {*known_keys(), "config", "help", "print_shtab"}
+    refuse_unknown([key for key, _ in option_values(argv) if key not in known], "command line")
+    try:
+        return parser.parse_args(list(argv))
+    except ArgumentError as error:
+        raise InputError(f"command line: {one_line(error)}") from None
+
+
+def build(parser: ArgumentParser, nested: Mapping[str, Any], where: str, argv: Sequence[str]) -> Config:
+    """The checked config of nested keys, with the command line on top."""
+    try:
+        from_file = parser.parse_object(dict(nested))
+        args = [word for word in argv]
+        parsed = parser.parse_args(args, namespace=from_file) if args else from_file
+        parts = parser.instantiate_classes(parsed)
+        return Config(**{item.name: parts[item.name] for item in fields(Config)})
+    except InputError as error:
+        raise InputError([f"{where}: {fault}" for fault in error.faults]) from None
+    except ArgumentError as error:
+        raise InputError(f"{where}: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    """The heart of jsonargparse's multi-line message: key, what was expected, what came."""
+    text = str(error)
+    key = re.search(r'key "([^"]+)"|argument --([\w.]+)', text)
+    wanted = dict.fromkeys(
+        re.findall(r"(?:Expected a|Subtypes:) (.+?)\.?(?: Got value.*)?$", text, re.MULTILINE)
+    )
+    got = re.search(r"(?:Got value|Given value): (.*)", text)
+    if not (key and wanted and got):
+        lines = [line.strip(" -") for line in text.splitlines()]
+        return "; ".join(line for line in lines if line and not line.startswith("usage"))
+    rule = " or ".join(
+        re.sub(r"<class '(\w+)'>|typing\.", r"\1", item) for item in wanted if "[<" not in item
+    )
+    return f"{key[1] or key[2]} must be {rule}, got {got[1]}"
