@@ -1,19 +1,21 @@
 """How good a segmentation is: overlap and surface metrics of one case, in mm, on the grid of its label.
 
-One function finds the distances between two surfaces, small ones summarise them, as every metric here reads the
-same distances. Definitions:
+One function finds the distances between two surfaces, small ones summarise them, as every metric here reads
+the same distances. Definitions:
 
 - A *surface voxel* belongs to the structure and has at least one of its six face neighbours outside of it; a
-  structure that touches the border of the image ends there. Distances run between centres of surface voxels. This is
-  MONAI's definition without sub-voxels; DeepMind's surface elements ("surfels") weigh each voxel by the area that the
-  surface has in it, and differ by a few thousandths on the surface Dice of anisotropic grids.
+  structure that touches the border of the image ends there. Distances run between centres of surface voxels.
+  This is MONAI's definition without sub-voxels; DeepMind's surface elements ("surfels") weigh each voxel by
+  the area that the surface has in it, and differ by a few thousandths on the surface Dice of anisotropic
+  grids.
 - HD95 is the larger of the two directed 95th percentiles, never the percentile of both directions pooled.
 - ASSD pools both directions.
-- Surface Dice at a tolerance is the share of all surface voxels, of both surfaces, that lie within the tolerance of
-  the other one.
+- Surface Dice at a tolerance is the share of all surface voxels, of both surfaces, that lie within the
+  tolerance of the other one.
 
-Distances come from a k-d tree of the surface voxels (scipy), so that memory follows the surface and not the volume;
-MONAI's metrics hold three distance maps of the volume, and give NaN or infinity for a missed structure.
+Distances come from a k-d tree of the surface voxels (scipy), so that memory follows the surface and not the
+volume; MONAI's metrics hold three distance maps of the volume, and give NaN or infinity for a missed
+structure.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ def case_metrics(
 ) -> list[Row]:
     """Score one case, a row a structure.
 
-    A structure that is missed, or predicted where there is none, scores 0 for the three Dice values and the diagonal of
-    the image in mm for HD95 and ASSD: leaving it out would reward missing it. One that is absent in both has `None`
-    for all five.
+    A structure that is missed, or predicted where there is none, scores 0 for the three Dice values and the
+    diagonal of the image in mm for HD95 and ASSD: leaving it out would reward missing it. One that is absent
+    in both has `None` for all five.
 
     Args:
         prediction: (D, H, W), whole numbers in [0, K).
@@ -67,13 +69,14 @@ def case_metrics(
         ignore: label value whose voxels count as background in both arrays.
 
     Returns:
-        K - 1 rows with `structure`, the five `METRICS` (`band_dice` is the Dice of the voxels within `BAND_MM` of the true
-        surface), `truth_ml`, `predicted_ml` and `thinness`: the share of the structure's true voxels that are surface,
-        1 where it is nowhere thicker than two voxels, `None` where it is absent.
+        K - 1 rows with `structure`, the five `METRICS` (`band_dice` is the Dice of the voxels within
+        `BAND_MM` of the true surface), `truth_ml`, `predicted_ml` and `thinness`: the share of the
+        structure's true voxels that are surface, 1 where it is nowhere thicker than two voxels, `None` where
+        it is absent.
 
     Raises:
-        ValueError: shapes differ or are not 3-D, a label lies outside the classes, a spacing or the tolerance is not
-            a positive number.
+        ValueError: shapes differ or are not 3-D, a label lies outside the classes, a spacing or the tolerance
+            is not a positive number.
     """
     spacing = _check_spacing(spacing_mm)
     if not (np.isfinite(tolerance_mm) and tolerance_mm > 0):
@@ -88,18 +91,14 @@ def case_metrics(
         if boxes:
             # outside of the joint bounding box both masks are empty: cropping changes no value
             box = _union(boxes)
-            scores = _mask_metrics(
-                prediction[box] == label, truth[box] == label, spacing, tolerance_mm, diagonal_mm
-            )
+            scores = _mask_metrics(prediction[box] == label, truth[box] == label, spacing, tolerance_mm, diagonal_mm)
         else:
             scores = {**dict.fromkeys(METRICS), "truth_ml": 0.0, "predicted_ml": 0.0, "thinness": None}
         rows.append({"structure": structure, **scores})
     return rows
 
 
-def dice_scores(
-    prediction: Labels, truth: Labels, classes: int, ignore: int | None = None
-) -> NDArray[np.float64]:
+def dice_scores(prediction: Labels, truth: Labels, classes: int, ignore: int | None = None) -> NDArray[np.float64]:
     """Dice of the classes 1 to K - 1 alone: (K - 1,), NaN for a class that is absent in both.
 
     Arguments and errors as in `case_metrics`, for arrays of any number of axes.
@@ -112,7 +111,7 @@ def dice_scores(
 
 
 def mean_over_structures(rows: Iterable[Mapping[str, Any]], metric: str = "dice") -> float | None:
-    """Mean of one metric over the rows of a case; structures absent in both are left out, `None` when all are."""
+    """Mean of one metric over the rows of a case; those absent in both are left out, `None` when all are."""
     values = [row[metric] for row in rows if row[metric] is not None]
     return float(np.mean(values)) if values else None
 
@@ -124,13 +123,11 @@ def surface_voxels(mask: Mask) -> Mask:
     centre = [slice(1, -1)] * mask.ndim
     for axis in range(mask.ndim):
         for shifted in (slice(0, -2), slice(2, None)):
-            inner &= padded[tuple(centre[:axis] + [shifted] + centre[axis + 1 :])]
+            inner &= padded[(*centre[:axis], shifted, *centre[axis + 1 :])]
     return mask & ~inner
 
 
-def surface_distances(
-    predicted_surface: Mask, true_surface: Mask, spacing_mm: Sequence[float]
-) -> SurfaceDistances:
+def surface_distances(predicted_surface: Mask, true_surface: Mask, spacing_mm: Sequence[float]) -> SurfaceDistances:
     """Distances in mm between the centres of surface voxels, in both directions.
 
     Args:
@@ -140,13 +137,9 @@ def surface_distances(
     Raises:
         ValueError: a surface is empty; the distance to nothing has no value.
     """
-    points = [
-        np.argwhere(surface) * np.asarray(spacing_mm, float) for surface in (predicted_surface, true_surface)
-    ]
+    points = [np.argwhere(surface) * np.asarray(spacing_mm, float) for surface in (predicted_surface, true_surface)]
     if not all(len(group) for group in points):
-        raise ValueError(
-            f"both surfaces must hold at least one voxel, got {len(points[0])} predicted and {len(points[1])} true"
-        )
+        raise ValueError(f"both surfaces must hold a voxel, got {len(points[0])} predicted and {len(points[1])} true")
     # unbalanced trees build several times faster, and a grid has no clusters to punish it
     trees = [cKDTree(group, balanced_tree=False, compact_nodes=False) for group in points]
     return SurfaceDistances(trees[1].query(points[0])[0], trees[0].query(points[1])[0])
@@ -170,10 +163,8 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     return float((within[0].sum() + within[1].sum()) / (len(within[0]) + len(within[1])))
 
 
-def band_dice(
-    prediction: Mask, truth: Mask, true_surface: Mask, spacing_mm: Sequence[float], band_mm: float
-) -> float:
-    """Dice of the voxels whose centre lies within `band_mm` of a centre of `true_surface`, which must not be empty.
+def band_dice(prediction: Mask, truth: Mask, true_surface: Mask, spacing_mm: Sequence[float], band_mm: float) -> float:
+    """Dice of the voxels whose centre lies within `band_mm` of a centre of `true_surface` (not empty).
 
     It sees what happens at the surface only; voxels outside the array count as background in both masks.
     """
@@ -218,15 +209,13 @@ def _ball(spacing_mm: Sequence[float], radius_mm: float) -> NDArray[np.int64]:
     """The voxel offsets of at most `radius_mm`: (n, axes)."""
     spacing = np.asarray(spacing_mm, float)
     reach = np.floor(radius_mm / spacing + 1e-9).astype(int)
-    offsets = np.indices(2 * reach + 1).reshape(len(reach), -1).T - reach
+    offsets = np.indices(tuple(2 * reach + 1)).reshape(len(reach), -1).T - reach
     kept: NDArray[np.int64] = offsets[np.linalg.norm(offsets * spacing, axis=1) <= radius_mm * (1 + 1e-9)]
     return kept
 
 
 def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    return tuple(
-        slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True)
-    )
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
 
 
 def _check_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
@@ -236,15 +225,11 @@ def _check_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
     return spacing
 
 
-def _without_ignored(
-    prediction: Labels, truth: Labels, classes: int, ignore: int | None
-) -> tuple[Labels, Labels]:
+def _without_ignored(prediction: Labels, truth: Labels, classes: int, ignore: int | None) -> tuple[Labels, Labels]:
     """Both arrays checked, with the ignored voxels set to background."""
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape:
-        raise ValueError(
-            f"prediction and truth must agree in shape, got {prediction.shape} and {truth.shape}"
-        )
+        raise ValueError(f"prediction and truth must agree in shape, got {prediction.shape} and {truth.shape}")
     for name, labels in (("prediction", prediction), ("truth", truth)):
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{name} must hold whole numbers, got dtype {labels.dtype}")
