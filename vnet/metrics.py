@@ -6,8 +6,7 @@ the same distances. Definitions:
 - A *surface voxel* belongs to the structure and has at least one of its six face neighbours outside of it; a
   structure that touches the border of the image ends there. Distances run between centres of surface voxels.
   This is MONAI's definition without sub-voxels; DeepMind's surface elements ("surfels") weigh each voxel by
-  the area that the surface has in it, and differ by a few thousandths on the surface Dice of anisotropic
-  grids.
+  the area that the surface has in it instead.
 - HD95 is the larger of the two directed 95th percentiles, never the percentile of both directions pooled.
 - ASSD pools both directions.
 - Surface Dice at a tolerance is the share of all surface voxels, of both surfaces, that lie within the
@@ -79,8 +78,8 @@ def case_metrics(
             is not a positive number.
     """
     spacing = _check_spacing(spacing_mm)
-    if not (np.isfinite(tolerance_mm) and tolerance_mm > 0):
-        raise ValueError(f"tolerance_mm must be a positive number, got {tolerance_mm}")
+    if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise ValueError(f"tolerance_mm must be a number of 0 or more, got {tolerance_mm}")
     prediction, truth = _without_ignored(prediction, truth, len(structures), ignore)
     diagonal_mm = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
     predicted_boxes = ndimage.find_objects(prediction, max_label=len(structures) - 1)
@@ -94,7 +93,8 @@ def case_metrics(
             scores = _mask_metrics(prediction[box] == label, truth[box] == label, spacing, tolerance_mm, diagonal_mm)
         else:
             scores = {**dict.fromkeys(METRICS), "truth_ml": 0.0, "predicted_ml": 0.0, "thinness": None}
-        rows.append({"structure": structure, **scores})
+        plain = {name: None if value is None else float(value) for name, value in scores.items()}
+        rows.append({"structure": structure, **plain})
     return rows
 
 
