@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 # the outcome first, then what refinement did, then how training went, then what it cost
 GROUPS = ("dice", "validation", "refinement", "loss", "optimiser", "speed", "about")
@@ -77,13 +78,17 @@ class Board:
             }
         )
 
-    def hyperparameters(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
-        """A row of the HParams tab: the settings of the run and its final scores (`group/name`)."""
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()
-        }
-        # run_name ".": else the row becomes a run of its own
-        self.writer.add_hparams(plain, {tag(name): score for name, score in results.items()}, run_name=".")
+    def hyperparameters(self, values: Mapping[str, Any], scores: Sequence[str]) -> None:
+        """A row of the HParams tab.
+
+        Args:
+            values: settings of the run; what is no bool, number or text is shown as text.
+            scores: curves (`group/name`) whose last values are the run's scores.
+        """
+        plain = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in values.items()}
+        # not add_hparams: it makes a run of its own, and adds a point to each score's curve at step 0
+        for summary in hparams(plain, dict.fromkeys((tag(name) for name in scores), 0.0)):
+            self.writer._get_file_writer().add_summary(summary)
 
     def flush(self) -> None:
         self.writer.flush()

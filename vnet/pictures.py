@@ -8,7 +8,7 @@ right.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from vnet.metrics import Labels
 
 Volume = NDArray[np.floating[Any]]
+LineStyle = Literal["solid", "dashed"]
 
 PLANES = ("axial", "coronal", "sagittal")  # across z, y, x
 # Okabe and Ito's colours, told apart in every common kind of colour blindness; the truth below, dashed lines on top
-CONTOURS: dict[str, tuple[str, str]] = {
+CONTOURS: dict[str, tuple[str, LineStyle]] = {
     "truth": ("#f0e442", "solid"),
     "unrefined": ("#d55e00", "solid"),
     "refined": ("#56b4e9", "dashed"),

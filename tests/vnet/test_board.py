@@ -1,0 +1,104 @@
+"""What is written is read back by TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from vnet.board import GROUPS, Board, markdown_pairs, tag
+
+
+def read(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def points(events, name):
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_scalars_come_back_with_tag_step_and_value(tmp_path):
+    with Board(tmp_path) as board:
+        board.scalars(3, {"loss/total": 0.5, "dice/CA1/refined": None})
+        board.scalars(7, {"loss/total": 0.25, "dice/CA1/refined": 0.75})
+    events = read(tmp_path)
+    assert points(events, "4 loss/total") == [(3, 0.5), (7, 0.25)]
+    assert points(events, "1 dice/CA1/refined") == [(7, 0.75)]
+    assert set(events.Tags()["scalars"]) == {"4 loss/total", "1 dice/CA1/refined"}
+
+
+def test_after_a_resume_no_step_shows_twice(tmp_path):
+    with Board(tmp_path) as board:
+        for step in (1, 2, 3, 4, 5):
+            board.scalars(step, {"loss/total": step})
+    with Board(tmp_path, start_step=4) as board:  # the checkpoint held 3 finished steps
+        for step in (4, 5, 6):
+            board.scalars(step, {"loss/total": 10 * step})
+    assert points(read(tmp_path), "4 loss/total") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50), (6, 60)]
+
+
+def test_pictures_come_back_pixel_by_pixel(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    with Board(tmp_path) as board:
+        board.pictures(2, {"validation/worst": picture})
+    (event,) = read(tmp_path).Images("2 validation/worst")
+    assert event.step == 2
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), picture)
+
+
+def test_text_is_written_at_the_start_step(tmp_path):
+    with Board(tmp_path, start_step=6) as board:
+        board.text({"about/config": "| key | value |"})
+    (event,) = read(tmp_path).Tensors("7 about/config/text_summary")
+    assert event.step == 6
+    assert event.tensor_proto.string_val[0] == b"| key | value |"
+
+
+def test_the_layout_puts_both_kinds_of_dice_in_one_chart(tmp_path):
+    with Board(tmp_path) as board:
+        board.layout(["CA1 (left)"], head=True, losses=["dice", "points"])
+    (event,) = read(tmp_path).Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for part in layout.category for chart in part.chart}
+    # each is a regular expression that fits its own curve only
+    assert charts["Dice: CA1 (left)"] == [
+        r"^1\ dice/CA1\ \(left\)/refined$",
+        r"^1\ dice/CA1\ \(left\)/unrefined$",
+    ]
+    assert charts["loss by term"] == [r"^4\ loss/dice$", r"^4\ loss/points$"]
+
+
+def test_hyperparameters_point_at_curves_and_add_no_point(tmp_path):
+    with Board(tmp_path) as board:
+        board.scalars(5, {"dice/mean/refined": 0.5})
+        board.hyperparameters({"arm": "dense", "strides": (2, 2)}, ["dice/mean/refined"])
+    events = read(tmp_path)
+    assert points(events, "1 dice/mean/refined") == [(5, 0.5)]
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert start["arm"].string_value == "dense"
+    assert start["strides"].string_value == "(2, 2)"
+
+
+def test_groups_sort_in_the_order_of_the_page():
+    tags = [tag(f"{group}/x") for group in GROUPS]
+    assert tags == sorted(tags)
+    assert tags[0] == "1 dice/x"
+
+
+@pytest.mark.parametrize("name", ["los/total", "loss", "loss/"])
+def test_an_unknown_group_is_refused(name):
+    with pytest.raises(ValueError, match=rf"GROUP/NAME with a group of .*, got '{name}'"):
+        tag(name)
+
+
+def test_markdown_pairs_flatten_and_escape():
+    text = markdown_pairs({"a": {"b": "x|y\nz"}, "c": 1})
+    assert text.splitlines() == ["| key | value |", "|---|---|", "| a.b | x\\|y z |", "| c | 1 |"]
