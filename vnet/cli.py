@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vnet.errors import InputError, printable
 
@@ -36,6 +37,20 @@ def finish(main: Callable[[Sequence[str]], int]) -> NoReturn:
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         code = fail(f"error: {where}{MENDABLE[error.errno]}", InputError.exit_code)
     sys.exit(code)
+
+
+class Options(argparse.ArgumentParser):
+    """Arguments of a script, any fault of theirs as one line; `--help` exits with 0."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"command line: {message}; see --help")
+
+    def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The script's own options, and the rest: config keys, checked by whoever reads the config."""
+        return self.parse_known_args(list(argv))
 
 
 MENDABLE = {

@@ -7,6 +7,7 @@ up; skips are concatenated. The decoder stops at `output_stride`, where a 1x1x1 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -71,24 +72,20 @@ class Residual(nn.Module):
     Where the input has fewer channels than the output (the image, in the first stage), they are repeated cyclically.
     """
 
-    def __init__(
-        self, *, inputs: int, channels: int, convolutions: int, kernel: Axes, norm: str, act: str
-    ) -> None:
+    def __init__(self, *, inputs: int, channels: int, convolutions: int, kernel: Axes, norm: str, act: str) -> None:
         super().__init__()
         if inputs > channels:
             raise ValueError(f"width must be at least the {inputs} input channels, got {channels}")
         layer = layer_builder(norm, act)
-        padding = tuple(size // 2 for size in kernel)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         sizes = [inputs] + [channels] * convolutions
         bias = norm == "none"  # a normalisation's own shift makes the bias idle
-        convs = [
-            nn.Conv3d(a, b, kernel, padding=padding, bias=bias)
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        ]
+        convs = [nn.Conv3d(a, b, kernel, padding=padding, bias=bias) for a, b in pairwise(sizes)]
         self.layers = nn.Sequential(*(layer(conv, channels) for conv in convs[:-1]))
         self.last = nn.Sequential(convs[-1], normalisation(norm, channels))
         self.act = activation(act, channels)
         self.register_buffer("repeat", torch.arange(channels) % inputs, persistent=False)
+        self.repeat: Tensor
         self.same = inputs == channels
         self.single = inputs == 1
 
@@ -144,9 +141,7 @@ class VNet(nn.Module):
         dropped: Callable[[], nn.Module] = (lambda: nn.Dropout3d(dropout)) if dropout else nn.Identity
 
         def stage(inputs: int, outputs: int, convolutions: int) -> Residual:
-            return Residual(
-                inputs=inputs, channels=outputs, convolutions=convolutions, kernel=size, norm=norm, act=act
-            )
+            return Residual(inputs=inputs, channels=outputs, convolutions=convolutions, kernel=size, norm=norm, act=act)
 
         bias = norm == "none"
         self.encoders = nn.ModuleList([stage(in_channels, width, down[0])])
@@ -154,9 +149,7 @@ class VNet(nn.Module):
         for i, step in enumerate(strides):
             conv = nn.Conv3d(channels[i], channels[i + 1], step, stride=step, bias=bias)
             self.downs.append(layer(conv, channels[i + 1]))
-            self.encoders.append(
-                nn.Sequential(stage(channels[i + 1], channels[i + 1], down[i + 1]), dropped())
-            )
+            self.encoders.append(nn.Sequential(stage(channels[i + 1], channels[i + 1], down[i + 1]), dropped()))
         self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
         coming = channels[-1]
         for i in reversed(range(stop, len(strides))):
@@ -187,8 +180,7 @@ class VNet(nn.Module):
         features = {f"encoder{i + 1}": stage for i, stage in enumerate(stages)} | {"decoder": x}
         strides = [*self.totals, self.output_stride]
         cropped = {
-            name: crop(feature, size, stride)
-            for (name, feature), stride in zip(features.items(), strides, strict=True)
+            name: crop(feature, size, stride) for (name, feature), stride in zip(features.items(), strides, strict=True)
         }
         return VNetOutput(crop(self.logits(x), size, self.output_stride), cropped)
 

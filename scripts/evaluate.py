@@ -1,0 +1,30 @@
+"""Score a trained run: its validation fold, or with --data.root every labelled case of another data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vnet.cli import Options, finish
+
+
+def main(argv: Sequence[str]) -> int:
+    options = Options(
+        prog="evaluate.py",
+        description=__doc__,
+        epilog="Keys of the config may follow, as --data.root OTHER; what differs from the run's own validation goes "
+        "to RUN/evaluation/NAME.",
+    )
+    options.add_argument("run", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS")
+    options.add_argument("--checkpoint", choices=["last", "best"], default="last")
+    chosen, overrides = options.parse_with_overrides(argv)
+    from vnet.report import print_run_summary
+
+    from vnet.experiment import evaluate_run
+
+    folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)
+    print_run_summary(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)

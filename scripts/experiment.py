@@ -1,0 +1,24 @@
+"""All arms x folds x seeds of a study, then the comparison; what is done is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnet.cli import finish
+from vnet.config import load_config
+
+
+def main(argv: Sequence[str]) -> int:
+    load_config(argv, prog="experiment.py", description=__doc__)  # --help and every fault of the config, first
+    from vnet.study import run_study
+
+    config = run_study(argv, Path(__file__).with_name("train.py"))
+    from vnet.report import print_comparison
+
+    print_comparison(config)
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)

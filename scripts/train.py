@@ -1,0 +1,28 @@
+"""Train one run, or continue it: python scripts/train.py --config configs/quickstart.yaml --arm pointrend_s2"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vnet.cli import finish
+from vnet.config import load_config
+
+
+def main(argv: Sequence[str]) -> int:
+    config = load_config(argv, prog="train.py", description=__doc__)
+    from vnet.report import print_run_summary
+
+    from vnet.experiment import train_run
+    from vnet.training import Preempted
+
+    try:
+        run = train_run(config)
+    except Preempted as stop:
+        print(f"stopped; a checkpoint is written, the same command continues: {config.run_folder}", flush=True)
+        return stop.exit_code
+    print_run_summary(run.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)

@@ -1,0 +1,54 @@
+"""What a model costs: multiply-adds, parameters, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vnet.model import Segmenter
+
+
+def count_multiply_adds(model: Segmenter, image: Tensor) -> int:
+    """Multiply-adds of a forward pass, the head at its training points included (convolutions and matrix products;
+    interpolation is not counted).
+
+    Args:
+        image: (1, C, D, H, W).
+    """
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        coarse, features = model.network(image)
+        if model.head is not None:
+            points = torch.rand(1, model.points.train_points, image.ndim - 2, device=image.device)
+            at_points = coarse.new_zeros(1, coarse.shape[1], points.shape[1])
+            model.head.predict_points(points, at_points, model.head_features(features), image)
+    model.train(training)
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def peak_memory_mib() -> float:
+    """Highest memory of this process so far: of the accelerator where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def set_threads(threads: int) -> None:
+    """CPU threads of torch and numba; 0 takes every core."""
+    import os
+
+    import numba
+
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))

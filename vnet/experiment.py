@@ -1,0 +1,127 @@
+"""A run from its config to its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from vnet.checkpoints import load_model
+from vnet.config import Config
+from vnet.cost import count_multiply_adds, count_parameters, peak_memory_mib, set_threads
+from vnet.data.dataset import Case
+from vnet.data.folds import Fold
+from vnet.errors import InputError
+from vnet.evaluation import Evaluation, evaluate_cases
+from vnet.inference import tile_size
+from vnet.model import Segmenter
+from vnet.progress import Bar
+from vnet.runs import Run, environment, open_run, write_table, write_text
+from vnet.setting import Setting, read_data, read_setting
+from vnet.training import Trainer
+
+
+def train_run(config: Config) -> Run:
+    """Train (or continue) the run of `config`, score its validation fold, and leave its tables.
+
+    Raises:
+        InputError: bad data, or a run folder that holds another experiment.
+        Preempted: a signal asked to stop.
+    """
+    set_threads(config.threads)
+    setting = read_setting(config)
+    run = Run(config.run_folder, config.hash(setting.content_hash))
+    if run.state(config.results_folder) == "done":
+        print(f"{run.folder}: done; its tables are there or in {config.results_folder}")
+        return run
+    begin(run, config, setting)
+    fabric = Fabric(accelerator="auto", devices=1, precision=config.training.precision)
+    trainer = Trainer(config, setting, run, fabric)
+    trainer.train()
+    model = load_model(run, config, "last").model.to(fabric.device)
+    write_results(run, config, setting, trainer, model)
+    return run
+
+
+def begin(run: Run, config: Config, setting: Setting) -> None:
+    """Leave what identifies the run before anything else is written."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.write_info(**environment(), data_set=setting.dataset.name, data_hash=setting.content_hash, name=config.name)
+    write_text(run.folder / "config.yaml", config.to_yaml())
+
+
+def write_results(run: Run, config: Config, setting: Setting, trainer: Trainer, model: Segmenter) -> None:
+    """Score the validation fold with the last checkpoint; cases.csv, written last, marks the run as done."""
+    training_mib = peak_memory_mib()
+    scored = score(model, setting.cases(setting.fold.val), setting, config)
+    device = next(model.parameters()).device
+    volume = torch.zeros(1, len(setting.dataset.modalities), *tile_size(config), device=device)
+    progress = trainer.progress
+    run.write_info(
+        steps=progress.step,
+        dropped_steps=progress.bad_steps,
+        seconds=round(progress.seconds, 3),
+        seconds_per_step=round(float(np.median(progress.step_seconds)), 5),
+        seconds_waiting_per_step=round(float(np.median(progress.wait_seconds)), 5),
+        seconds_per_case=round(scored.seconds_per_case, 5),
+        peak_memory_mib=round(training_mib, 1),
+        parameters=count_parameters(model),
+        multiply_adds=count_multiply_adds(model, volume),
+        best_step=progress.best_step,
+    )
+    write_tables(run.folder, scored)
+
+
+def score(model: Segmenter, cases: list[Case], setting: Setting, config: Config) -> Evaluation:
+    """`evaluate_cases` with a progress bar."""
+    with Bar("evaluating", len(cases)) as bar:
+        return evaluate_cases(
+            model,
+            cases,
+            setting.preprocessing,
+            config,
+            structures=setting.dataset.structures,
+            ignore=setting.dataset.ignore,
+            shown=bar.advance,
+        )
+
+
+def write_tables(folder: Path, scored: Evaluation) -> None:
+    write_table(folder / "refinement.csv", scored.refinement)
+    write_table(folder / "cases.csv", scored.cases)
+
+
+def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: str = "last") -> Path:
+    """Score a trained run: its validation fold into its own tables, anything else into RUN/evaluation/NAME/.
+
+    Anything else is every labelled case of another data set (`--data.root`), another checkpoint, or other keys of
+    prediction than the run's.
+
+    Returns:
+        The folder of the tables.
+
+    Raises:
+        InputError: not a run, a checkpoint that is missing, or a data set of other channels or structures.
+    """
+    run, config = open_run(folder, overrides)
+    set_threads(config.threads)
+    trained = load_model(run, config, checkpoint)
+    dataset, verdict = read_data(config)
+    trained.require_same_task(dataset)
+    own = checkpoint == "last" and config.hash(verdict.content_hash) == run.config_hash
+    if verdict.content_hash == run.info().get("data_hash"):
+        fold = read_setting(config).fold
+    else:
+        fold = Fold(train=(), val=tuple(case.name for case in dataset.cases if case.label is not None))
+    if own and "steps" not in run.info():
+        raise InputError(f"{run.folder}: its training has not ended; run the training command again")
+    setting = Setting(dataset, verdict.content_hash, fold, trained.preprocessing)
+    scored = score(trained.model, setting.cases(fold.val), setting, config)
+    target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
+    if not own:
+        write_text(target / "config.yaml", config.to_yaml())
+    write_tables(target, scored)
+    return target

@@ -1,0 +1,80 @@
+"""V-Net and point head as one module: what is trained, saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from pointrend.refine import PointRend
+from torch import Tensor, nn
+
+from vnet.config import Config, PointsConfig
+from vnet.losses import segmentation_terms
+from vnet.network import VNet, VNetOutput, build_network
+
+
+class Segmenter(nn.Module):
+    """A network and, where the arm has one, its point head.
+
+    Args:
+        network: gives coarse logits and named features.
+        head: refines them at points; None for an arm without.
+        points: how training points are drawn.
+        ignore: label value that is neither sampled nor counted.
+    """
+
+    def __init__(self, network: VNet, head: PointRend | None, *, points: PointsConfig, ignore: int | None = None):
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.points = points
+        self.ignore = ignore
+
+    def forward(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Loss terms of a batch, unweighted: `dice`, `cross_entropy` and, with a head, `point`.
+
+        Args:
+            image: (B, C_in, D, H, W), sizes that the output stride divides.
+            labels: (B, D, H, W) int64.
+            generators: one per sample, from which its points are drawn.
+        """
+        logits, features = self.network(image)
+        terms = segmentation_terms(logits, labels, self.ignore)
+        if self.head is not None:
+            terms["point"] = self.head.loss(
+                logits.float(),
+                self.head_features(features),
+                image,
+                labels,
+                count=self.points.train_points,
+                oversample=self.points.oversample,
+                importance=self.points.importance,
+                generators=generators,
+                ignore=self.ignore,
+            )
+        return terms
+
+    def predict(self, image: Tensor) -> VNetOutput:
+        """Coarse logits and the features that the head reads, in float32."""
+        logits, features = self.network(image)
+        return VNetOutput(logits.float(), self.head_features(features))
+
+    def head_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: features[name] for name in self.points.features} if self.head is not None else {}
+
+
+def build_model(config: Config, *, in_channels: int, classes: int, ignore: int | None = None) -> Segmenter:
+    """The model of a config, with weights that are a function of `config.seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = build_network(config.network, in_channels=in_channels, classes=classes)
+        head = None
+        if config.has_head:
+            head = PointRend(
+                classes=classes,
+                features={name: network.feature_channels[name] for name in config.points.features},
+                image_channels=in_channels if config.points.image else 0,
+                width=config.points.width,
+                layers=config.points.layers,
+            )
+    return Segmenter(network, head, points=config.points, ignore=ignore)

@@ -1,0 +1,56 @@
+"""What a config's data set turns out to be: checked, divided into a fold, with the preprocessing planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vnet.config import Config
+from vnet.data.checks import Verdict, check_dataset
+from vnet.data.dataset import Case, Dataset, open_dataset
+from vnet.data.folds import Fold, select_fold
+from vnet.data.phantoms import write_phantoms
+from vnet.data.preprocessing import Preprocessing, plan_preprocessing
+from vnet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A checked data set and how a run uses it."""
+
+    dataset: Dataset
+    content_hash: str
+    fold: Fold
+    preprocessing: Preprocessing
+
+    def cases(self, names: tuple[str, ...]) -> list[Case]:
+        by_name = {case.name: case for case in self.dataset.cases}
+        return [by_name[name] for name in names]
+
+
+def read_data(config: Config, *, progress: bool = True) -> tuple[Dataset, Verdict]:
+    """Open and check the data set of `config`; phantoms are written first where they are asked for and missing.
+
+    Raises:
+        InputError: every fault of the data set at once.
+    """
+    if not config.data.root:
+        raise InputError("data.root: no data set named; add --data.root FOLDER (Decathlon or nnU-Net raw layout)")
+    root = Path(config.data.root)
+    if config.data.phantoms and not root.exists():
+        print(f"writing {config.data.phantoms} phantom volumes to {root}", flush=True)
+        write_phantoms(root, config.data.phantoms, seed=0)
+    dataset = open_dataset(root)
+    return dataset, check_dataset(dataset, config.cache_folder, progress=progress)
+
+
+def read_setting(config: Config, *, progress: bool = True) -> Setting:
+    """The data set of `config`, divided, with the preprocessing planned on its training cases.
+
+    Raises:
+        InputError: every fault of the data set at once; a fold that does not exist or is empty.
+    """
+    dataset, verdict = read_data(config, progress=progress)
+    fold = select_fold(dataset, config.data.fold)
+    preprocessing = plan_preprocessing(dataset, verdict, config.data.spacing_mm, cases=fold.train)
+    return Setting(dataset, verdict.content_hash, fold, preprocessing)

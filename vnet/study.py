@@ -1,0 +1,57 @@
+"""A study: every arm, fold and seed that a config names, each a run of its own."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vnet.config import Config, load_config
+from vnet.errors import InputError
+from vnet.runs import keep
+
+
+def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, list[str]]]:
+    """Each run of a study, fold by fold and seed by seed, with the command line that makes it.
+
+    Raises:
+        InputError: a bad key in any arm, before the first run.
+    """
+    study = load_config(argv, **kwargs).study
+    for fold, seed, arm in itertools.product(study.folds, study.seeds, study.arms):
+        words = [*argv, "--arm", arm, "--data.fold", str(fold), "--seed", str(seed)]
+        yield load_config(words), words
+
+
+def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
+    """Make every run of the study that is not done, each in a process of its own (its memory is its own, too), and
+    keep its tables in results/ where the study asks for it.
+
+    Returns:
+        The config of the study.
+
+    Raises:
+        InputError: a run ended with a fault; its own line is on stderr.
+    """
+    runs = list(study_configs(argv, **kwargs))
+    for number, (config, words) in enumerate(runs, 1):
+        print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
+        process = subprocess.run([sys.executable, str(train_script), *words], check=False)
+        if process.returncode:
+            raise StudyStopped(config, words, process.returncode)
+        if config.study.keep and not (config.results_folder / "cases.csv").is_file():
+            keep(config.run_folder, config.results_folder)
+    return load_config(argv, **kwargs)
+
+
+class StudyStopped(InputError):
+    """A run of a study ended early; `exit_code` is that of the run."""
+
+    def __init__(self, config: Config, words: Sequence[str], exit_code: int) -> None:
+        again = "the same command goes on from here"
+        super().__init__(f"{config.arm} {config.run_name} ended with exit code {exit_code}; {again}")
+        self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
+        self.command = shlex.join(words)

@@ -1,0 +1,318 @@
+"""The training loop, in the open: batch, loss, step, log, validate, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vnet.board import Board, markdown_pairs
+from vnet.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from vnet.config import Config, TrainingConfig
+from vnet.cost import count_multiply_adds, peak_memory_mib
+from vnet.data.batches import TrainingBatches
+from vnet.errors import RunFault
+from vnet.evaluation import DiceTable, mean_dice, predict_cases
+from vnet.model import build_model
+from vnet.progress import Bar
+from vnet.randomness import DROPOUT, point_generators, sample_seed
+from vnet.runs import Run, environment, read_table, write_table
+from vnet.schedule import learning_rate
+from vnet.setting import Setting
+from vnet.signals import StopRequest
+from vnet.storyboard import draw_validation
+
+LOG_EVERY = 5  # steps between scalars in the event file
+
+
+class Preempted(Exception):
+    """A signal asked the run to stop; a checkpoint is written. `exit_code` is the script's."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("stopped on request")
+        self.exit_code = exit_code
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that continuing needs beside weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_dice: float = -1.0
+    best_step: int = 0
+    bad_steps: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    wait_seconds: list[float] = field(default_factory=list)
+
+
+def build_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over every parameter; norms, biases and activation slopes are not decayed."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True)
+
+
+def total_loss(terms: Mapping[str, Tensor], config: TrainingConfig) -> Tensor:
+    weights = {"point": config.point_weight}
+    return torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+
+
+class Trainer:
+    """One run's model, data and progress.
+
+    Args:
+        config: the run.
+        setting: its checked data.
+        run: its folder.
+        fabric: device, precision and processes.
+    """
+
+    def __init__(self, config: Config, setting: Setting, run: Run, fabric: Fabric) -> None:
+        self.config, self.setting, self.run, self.fabric = config, setting, run, fabric
+        dataset = setting.dataset
+        self.plain = build_model(
+            config, in_channels=len(dataset.modalities), classes=len(dataset.structures), ignore=dataset.ignore
+        )
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+        optimizer = build_optimizer(self.plain, config.training)
+        self.restore(optimizer)
+        self.model, self.optimizer = fabric.setup(self.plain, optimizer)
+        self.batches = TrainingBatches(
+            dataset,
+            setting.cases(setting.fold.train),
+            setting.preprocessing,
+            patch=config.training.patch,
+            batch=config.training.batch,
+            seed=config.seed,
+            cache=config.cache_folder,
+            mirror=config.training.mirror,
+        )
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Continue from the last checkpoint, or start from `training.init_from`."""
+        if self.run.last.is_file():
+            state = read_checkpoint(self.run.last)
+            load_weights(self.plain, state, self.run.last)
+            optimizer.load_state_dict(state["optimizer"])
+            self.progress = Progress(**state["progress"])
+            done = [
+                row for row in read_table(self.run.folder / "metrics.csv") if int(row["step"]) <= self.progress.step
+            ]
+            self.history = [dict(row) for row in done]
+        elif self.config.training.init_from:
+            path = Path(self.config.training.init_from)
+            load_weights(self.plain, read_checkpoint(path), path)
+
+    def save(self, path: Path) -> None:
+        dataset = self.setting.dataset
+        save_checkpoint(
+            path,
+            {
+                "model": self.plain.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "progress": asdict(self.progress),
+                "config_hash": self.run.config_hash,
+                "preprocessing": self.setting.preprocessing.to_dict(),
+                "structures": list(dataset.structures),
+                "in_channels": len(dataset.modalities),
+                "ignore": dataset.ignore,
+            },
+        )
+
+    def share(self) -> float:
+        """Progress in [0, 1]: of the steps, or of the seconds where those are given."""
+        training = self.config.training
+        if training.seconds is not None:
+            return self.progress.seconds / training.seconds
+        return self.progress.step / training.steps
+
+    def train(self) -> None:
+        """Run to the end.
+
+        Raises:
+            Preempted: a signal asked to stop; the run continues from here.
+            RunFault: more non-finite steps than allowed.
+        """
+        if self.share() >= 1:
+            return
+        expected = self.rehearse()
+        board = self.open_board()
+        total = self.config.training.steps if self.config.training.seconds is None else math.ceil(expected)
+        with (
+            closing(board),
+            closing(self.batches.stream(self.progress.step)) as stream,
+            StopRequest() as stop,
+            Bar(f"{self.config.arm}", total, self.progress.step) as bar,
+        ):
+            while self.share() < 1:
+                terms = self.step(stream, board)
+                step = self.progress.step
+                finished = self.share() >= 1
+                bar.advance(self.note(terms), done=step)
+                every = self.config.training.validate_every
+                if finished or (every and step % every == 0):
+                    self.validate(board, bar)
+                if finished or stop.exit_code is not None or step % self.config.training.checkpoint_every == 0:
+                    self.save(self.run.last)
+                if stop.exit_code is not None and not finished:
+                    raise Preempted(stop.exit_code)
+
+    def open_board(self) -> Board:
+        """The run's event files; points past the checkpoint are taken back, so that none shows twice."""
+        first = self.progress.step + 1
+        if first == 1:
+            for file in self.run.folder.glob("events.out.tfevents.*"):
+                file.unlink()
+            board = Board(self.run.folder)
+            board.text(
+                {
+                    "about/config": markdown_pairs(self.config.to_dict()),
+                    "about/environment": markdown_pairs(environment()),
+                }
+            )
+            losses = ["total", "dice", "cross_entropy", *(["point"] if self.config.has_head else [])]
+            board.layout(self.setting.dataset.structures[1:], head=self.config.has_head, losses=losses)
+            return board
+        return Board(self.run.folder, start_step=first)
+
+    def step(self, stream: Iterable, board: Board) -> dict[str, Tensor]:
+        """One optimiser step; a non-finite one is dropped and counted."""
+        config, progress = self.config, self.progress
+        start = time.perf_counter()
+        image, labels, names = next(stream)  # type: ignore[call-overload]
+        waited = time.perf_counter() - start
+        rate = learning_rate(self.share(), peak=config.training.learning_rate, schedule=config.training.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        image, labels = self.fabric.to_device((image, labels))
+        torch.manual_seed(sample_seed(config.seed, progress.step, 0, DROPOUT))
+        terms = self.model(image, labels, point_generators(config.seed, progress.step, range(len(image))))
+        loss = total_loss(terms, config.training)
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(
+            self.model, self.optimizer, max_norm=config.training.clip_norm, error_if_nonfinite=False
+        )
+        self.apply(loss, norm, terms, names)
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        seconds = time.perf_counter() - start
+        progress.seconds += seconds
+        progress.step_seconds.append(seconds)
+        progress.wait_seconds.append(waited)
+        if progress.step % LOG_EVERY == 0 or progress.step == 1:
+            self.log(board, terms, loss, norm, rate, seconds)
+        return terms
+
+    def apply(self, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor], names: Iterable[str]) -> None:
+        # with 16-bit floats the loss scaler drops steps of too large a scale by itself, as it should
+        scaled = self.config.training.precision == "16-mixed"
+        if bool(torch.isfinite(loss)) and (scaled or bool(torch.isfinite(norm))):
+            self.optimizer.step()
+            return
+        self.progress.bad_steps += 1
+        if self.progress.bad_steps > self.config.training.max_bad_steps:
+            values = ", ".join(f"{name} {float(term):g}" for name, term in terms.items())
+            raise RunFault(
+                f"{self.run.folder}: {self.progress.bad_steps} steps with a non-finite loss or gradient, the last at "
+                f"step {self.progress.step} with cases {', '.join(names)} ({values}); lower training.learning_rate, "
+                "use training.precision 32-true, or look at those cases"
+            )
+
+    def log(
+        self, board: Board, terms: Mapping[str, Tensor], loss: Tensor, norm: Tensor, rate: float, seconds: float
+    ) -> None:
+        board.scalars(
+            self.progress.step,
+            {"loss/total": float(loss)}
+            | {f"loss/{name}": float(term) for name, term in terms.items()}
+            | {"optimiser/learning_rate": rate, "optimiser/gradient_norm": float(norm)}
+            | {"optimiser/dropped_steps": float(self.progress.bad_steps), "speed/steps_per_second": 1 / seconds},
+        )
+
+    def note(self, terms: Mapping[str, Tensor]) -> str:
+        """Loss, Dice and speed for the progress bar."""
+        loss = float(total_loss(terms, self.config.training))
+        dice = f" Dice {float(self.history[-1]['dice']):.3f}" if self.history else ""
+        return f"loss {loss:.3f}{dice} {1 / np.median(self.progress.step_seconds[-20:]):.1f} steps/s"
+
+    def validate(self, board: Board, bar: Bar) -> None:
+        """Score the fold's validation cases; a row in metrics.csv, curves and pictures in TensorBoard."""
+        cases = self.setting.cases(self.setting.fold.val)
+        if not cases:
+            return
+        self.plain.eval()
+        structures, ignore = self.setting.dataset.structures, self.setting.dataset.ignore
+        start = time.perf_counter()
+        scores = DiceTable(structures, ignore)
+        for number, scored in enumerate(predict_cases(self.plain, cases, self.setting.preprocessing, self.config)):
+            scores.add(scored)
+            if number == 0:  # the same case each time, so that the slider shows it learn
+                draw_validation(board, self.progress.step, scored)
+        means = scores.means()
+        seconds = time.perf_counter() - start
+        final = mean_dice(means[max(means)])  # refined, where there is a refined version
+        step = self.progress.step
+        row: dict[str, Any] = {"step": step, "dice": final, "dice_unrefined": mean_dice(means[False])}
+        row |= {f"dice_{name}": means[max(means)].get(name) for name in structures[1:]}
+        row |= {f"dice_unrefined_{name}": means[False].get(name) for name in structures[1:]}
+        self.history.append(row | {"seconds_validation": seconds})
+        write_table(self.run.folder / "metrics.csv", self.history)
+        for refined, by_structure in means.items():
+            kind = "refined" if refined else "unrefined"
+            board.scalars(
+                step,
+                {f"dice/mean/{kind}": mean_dice(by_structure)}
+                | {f"dice/{name}/{kind}": value for name, value in by_structure.items()},
+            )
+        bar.say(
+            f"step {step}: validation Dice {final:.4f}"
+            + ("" if len(means) == 1 else f" (unrefined {row['dice_unrefined']:.4f})")
+        )
+        if final > self.progress.best_dice:
+            self.progress.best_dice, self.progress.best_step = final, step
+            self.save(self.run.best)
+
+    def rehearse(self) -> float:
+        """Two throw-away steps: print what training takes, and return the steps to expect in all."""
+        config, training = self.config, self.config.training
+        buffers = {name: value.clone() for name, value in self.plain.named_buffers()}
+        image, labels, _ = self.batches.batch(self.progress.step)
+        image, labels = self.fabric.to_device((image, labels))
+        seconds = math.inf
+        self.model.train()
+        for _ in range(2):
+            start = time.perf_counter()
+            terms = self.model(image, labels, point_generators(config.seed, 0, range(len(image))))
+            self.fabric.backward(total_loss(terms, training))
+            self.optimizer.zero_grad(set_to_none=True)
+            seconds = min(seconds, time.perf_counter() - start)
+        for name, value in self.plain.named_buffers():
+            value.copy_(buffers[name])
+        left = training.seconds or training.steps * seconds
+        expected = training.seconds / seconds if training.seconds else training.steps
+        parameters = sum(p.numel() for p in self.plain.parameters())
+        line = (
+            f"{config.arm}: {parameters:,} parameters, "
+            f"{count_multiply_adds(self.plain, image[:1]) / 1e9:.2f} G multiply-adds a volume, "
+            f"{len(self.setting.fold.train)} training and {len(self.setting.fold.val)} validation cases, "
+            f"steps {self.progress.step} to {expected:.0f}, {peak_memory_mib():.0f} MiB, "
+            f"about {left * (1 - self.share()) / 60:.1f} minutes and validation"
+        )
+        print(line, flush=True)
+        self.run.log(line)
+        return expected
