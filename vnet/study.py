@@ -41,17 +41,15 @@ def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
         print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
         process = subprocess.run([sys.executable, str(train_script), *words], check=False)
         if process.returncode:
-            raise StudyStopped(config, words, process.returncode)
+            raise StudyStopped(config, process.returncode)
         if config.study.keep and not (config.results_folder / "cases.csv").is_file():
             keep(config.run_folder, config.results_folder)
     return load_config(argv, **kwargs)
 
 
 class StudyStopped(InputError):
-    """A run of a study ended early; `exit_code` is that of the run."""
+    """A run of a study ended early; its own line is on stderr already, `exit_code` is the run's."""
 
-    def __init__(self, config: Config, words: Sequence[str], exit_code: int) -> None:
-        again = "the same command goes on from here"
-        super().__init__(f"{config.arm} {config.run_name} ended with exit code {exit_code}; {again}")
+    def __init__(self, config: Config, exit_code: int) -> None:
+        super().__init__(f"{config.run_folder}: ended with exit code {exit_code}; the same command goes on from there")
         self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
-        self.command = shlex.join(words)

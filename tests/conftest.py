@@ -1,0 +1,48 @@
+"""What every test stands on: quiet threads, and tests whose data or extra is missing deselected in the open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+TASK = "Task04_Hippocampus"
+
+
+def decathlon_there() -> bool:
+    root = os.environ.get("DECATHLON_ROOT")
+    if root and not Path(root, TASK, "dataset.json").is_file():
+        raise pytest.UsageError(f"DECATHLON_ROOT={root}: no {TASK}/dataset.json there")
+    return bool(root)
+
+
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "decathlon": (decathlon_there, f"DECATHLON_ROOT is not set (a folder with {TASK})"),
+    "nnunet": (lambda: find_spec("nnunetv2") is not None, "the nnunet extra is not installed"),
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for marker, (there, reason) in NEEDS.items():
+        marked = [item for item in items if marker in item.keywords]
+        if marked and not there():
+            items[:] = [item for item in items if marker not in item.keywords]
+            config.hook.pytest_deselected(items=marked)
+            config.stash.setdefault(DESELECTED, []).append(f"{len(marked)} {marker} tests deselected: {reason}")
+
+
+DESELECTED = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(DESELECTED, []):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def hippocampus() -> Path:
+    """The Decathlon data set that DECATHLON_ROOT names."""
+    return Path(os.environ["DECATHLON_ROOT"], TASK)
