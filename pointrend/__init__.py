@@ -7,16 +7,17 @@ Letters used throughout: B batch, K classes, C feature channels, N points, D x H
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# numpy only. Not lazy: module and function share a name, and importing a submodule later would put the module there
+from pointrend.getpoint import getpoint
+
 if TYPE_CHECKING:
     from pointrend.backbones import taps
-    from pointrend.getpoint import getpoint
     from pointrend.head import PointHead
     from pointrend.refine import PointRend
     from pointrend.render import render_labels
     from pointrend.sampling import sample_at
 
 _HOMES = {
-    "getpoint": "getpoint",
     "sample_at": "sampling",
     "render_labels": "render",
     "PointHead": "head",
