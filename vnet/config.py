@@ -414,10 +414,10 @@ def read_file(path: Path) -> dict[str, Any]:
     nested = {} if nested is None else nested
     if not isinstance(nested, dict):
         raise InputError(f"{path}: must hold keys and values, got {type(nested).__name__}")
-    refuse_unknown(flatten({str(key): value for key, value in nested.items()}), str(path))
-    for section in (item.name for item in fields(Config) if f"{item.name}" not in known_keys()):
-        if section in nested and not isinstance(nested[section], dict):
+    for section in (item.name for item in fields(Config) if item.name not in known_keys()):
+        if not isinstance(nested.get(section, {}), dict):
             raise InputError(f"{path}: {section} must hold keys and values, got {nested[section]!r}")
+    refuse_unknown(flatten({str(key): value for key, value in nested.items()}), str(path))
     return nested
 
 
@@ -502,7 +502,7 @@ def build(parser: ArgumentParser, nested: Mapping[str, Any], where: str, argv: S
         from_file = parser.parse_object(dict(nested))
         args = list(argv)
         parsed = parser.parse_args(args, namespace=from_file) if args else from_file
-        parts = parser.instantiate_classes(parsed)
+        parts = parser.instantiate(parsed)
         return Config(**{item.name: parts[item.name] for item in fields(Config)})
     except InputError as error:
         raise InputError([f"{where}: {fault}" for fault in error.faults]) from None
