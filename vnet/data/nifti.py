@@ -1,0 +1,222 @@
+"""NIfTI files read without trust: the header is judged before memory is taken for what it claims.
+
+nibabel parses the header; the bytes are read here, because nibabel allocates what a header or its extensions claim,
+and reads a gzip stream to wherever it leads.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import resource
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from vnet.errors import InputError
+
+MAGIC = {348: (nib.Nifti1Header, b"n+1\0", 344), 540: (nib.Nifti2Header, b"n+2\0", 4)}
+EXTENSION_BYTES = 16 * 2**20  # header extensions are skipped, up to this
+TRAILING_BYTES = 2**16  # padding that tools leave after the voxels
+DEFLATE_RATIO = 1032  # deflate cannot expand further
+DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def memory_limit_bytes() -> int:
+    """Memory this process may take: the machine's, or what a container or `ulimit -v` leaves of it."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue  # not there, or "max"
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return min(limits if soft == resource.RLIM_INFINITY else [*limits, soft])
+
+
+def is_gzip(path: Path) -> bool:
+    return path.name.endswith(".gz")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, decompressed by its ending; what goes wrong in reading becomes one line."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a file; name a NIfTI volume")  # a pipe would be waited on for ever
+    try:
+        with path.open("rb") as raw:
+            if not is_gzip(path):
+                yield raw
+                return
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield stream  # type: ignore[misc]
+    except DAMAGE as error:
+        raise InputError(f"{path}: truncated or damaged gzip ({error}); copy or download it again") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; restore it or correct the name") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
+
+
+def read_header(path: Path) -> tuple[Any, tuple[int, ...], np.ndarray]:
+    """(header, shape, affine) of a NIfTI file, judged.
+
+    Shape has three axes, or four where the fourth is longer than 1.
+
+    Raises:
+        InputError: not NIfTI, an axis of length 0, more voxels than memory or than the file can hold, values that
+            are not real numbers, an affine that is not invertible.
+    """
+    with opened(path) as stream:
+        header = parse_header(path, stream.read(540))
+    shape = read_shape(path, header)
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError(f"{path}: voxels of type {dtype} are not read; convert them to integers or floats")
+    refuse_unbounded(path, header, shape)
+    affine = read_affine(path, header)
+    if fault := affine_fault(affine):
+        raise InputError(f"{path}: the affine is {fault}; mend the header (spacing above 0, axes apart)")
+    return header, shape, affine
+
+
+def parse_header(path: Path, block: bytes) -> Any:
+    """The header of the first 540 bytes of a file."""
+    sizes = {int.from_bytes(block[:4], order) for order in ("little", "big")} & MAGIC.keys()
+    if not sizes:
+        raise InputError(f"{path}: not a NIfTI file (.nii, .nii.gz); convert the volume")
+    kind, magic, place = MAGIC[sizes.pop()]
+    size = kind.sizeof_hdr
+    if len(block) < size:
+        raise InputError(f"{path}: truncated within its header; copy or download it again")
+    if block[place : place + 4] != magic:
+        raise InputError(f"{path}: not a single-file NIfTI (its magic is {block[place : place + 4]!r}); convert it")
+    try:
+        # four zero bytes: no extensions, which nibabel would read unbounded
+        return kind.from_fileobj(io.BytesIO(block[:size] + bytes(4)), check=False)
+    except (HeaderDataError, ValueError, KeyError, OverflowError) as error:
+        raise InputError(f"{path}: damaged header ({error}); convert the volume again") from None
+
+
+def read_shape(path: Path, header: Any) -> tuple[int, ...]:
+    """The axes of a volume: three, or four with several channels."""
+    count = int(header["dim"][0])
+    sizes = [int(n) for n in header["dim"][1 : count + 1]]
+    if not 1 <= count <= 7 or any(n < 0 for n in sizes):
+        raise InputError(f"{path}: damaged header (dim {[int(n) for n in header['dim']]}); convert the volume again")
+    while len(sizes) > 3 and sizes[-1] == 1:
+        sizes.pop()
+    sizes += [1] * (3 - len(sizes))
+    if 0 in sizes:
+        raise InputError(f"{path}: an axis has length 0 (shape {tuple(sizes)}); write the volume again")
+    if len(sizes) > 4:
+        raise InputError(f"{path}: {len(sizes)}-D (shape {tuple(sizes)}) where 3-D, or 4-D with channels, is due")
+    return tuple(sizes)
+
+
+def refuse_unbounded(path: Path, header: Any, shape: tuple[int, ...]) -> None:
+    """Refuse a header whose claim exceeds memory or what its file can hold."""
+    voxels = int(np.prod([float(n) for n in shape]))
+    size = header.get_data_dtype().itemsize
+    limit = memory_limit_bytes()
+    if voxels * (size + 4) > limit:  # as stored, and as float32
+        raise InputError(
+            f"{path}: the header claims {voxels:.3g} voxels {shape}, more than memory holds ({limit / 2**30:.1f} GiB); "
+            "mend the header or crop the volume"
+        )
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= EXTENSION_BYTES:
+        raise InputError(f"{path}: damaged header (voxels said to start at byte {offset:g}); convert the volume again")
+    held = path.stat().st_size * (DEFLATE_RATIO if is_gzip(path) else 1)
+    if offset + voxels * size > held:
+        raise InputError(
+            f"{path}: truncated: the header claims {voxels * size} bytes of voxels, the file cannot hold them; "
+            "copy or download it again"
+        )
+
+
+def read_affine(path: Path, header: Any) -> np.ndarray:
+    """sform, or qform, or what the spacing alone gives."""
+    try:
+        affine: np.ndarray = header.get_best_affine().astype(np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise InputError(f"{path}: damaged affine ({error}); mend the header's qform") from None
+    return affine
+
+
+def affine_fault(affine: np.ndarray) -> str | None:
+    """Why an affine cannot serve, None where it can."""
+    if affine.shape != (4, 4):
+        return f"of shape {affine.shape}"
+    if not np.isfinite(affine).all():
+        return "not finite"
+    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    if not (sizes > 0).all():
+        return f"singular (spacing {tuple(float(f'{s:.3g}') for s in sizes)} mm)"
+    # of unit axes: 1 where they are orthogonal, 0 where they lie in a plane
+    volume = abs(np.linalg.det(affine[:3, :3] / sizes))
+    return None if volume > 1e-3 else "singular (two axes point the same way)"
+
+
+def read_voxels(path: Path, header: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The voxels a judged header describes, in the file's own axes, with slope and intercept applied.
+
+    Raises:
+        InputError: fewer or many more bytes than the header says, a damaged stream, a slope that is not finite.
+    """
+    dtype = header.get_data_dtype()
+    try:
+        voxels: np.ndarray = np.empty(int(np.prod(shape)), dtype)
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory for its voxels {shape}; crop the volume") from None
+    offset = max(int(header["vox_offset"]), header.sizeof_hdr + 4)
+    with opened(path) as stream:
+        stream.read(offset)
+        missing = fill(stream, memoryview(voxels.view(np.uint8)))
+        rest = len(stream.read(TRAILING_BYTES + 1))
+    if missing:
+        raise InputError(f"{path}: truncated: {missing} bytes of its voxels are missing; copy or download it again")
+    if rest > TRAILING_BYTES:
+        raise InputError(f"{path}: holds more data than its header claims; write the volume again")
+    slope, intercept = read_scaling(path, header)
+    array = voxels.reshape(shape, order="F")
+    if (slope, intercept) == (1.0, 0.0):
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array * np.float64(slope) + intercept if dtype.itemsize > 2 else scale_small(array, slope, intercept)
+
+
+def scale_small(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """8- and 16-bit voxels scaled in float32, half the memory and as exact as the result will be kept."""
+    scaled = array.astype(np.float32, order="F")
+    scaled *= np.float32(slope)
+    scaled += np.float32(intercept)
+    return scaled
+
+
+def fill(stream: IO[bytes], buffer: memoryview) -> int:
+    """Read until `buffer` is full; returns the bytes that were missing."""
+    done = 0
+    while done < len(buffer):
+        got = stream.readinto(buffer[done : done + 2**24])  # type: ignore[attr-defined]
+        if not got:
+            break
+        done += got
+    return len(buffer) - done
+
+
+def read_scaling(path: Path, header: Any) -> tuple[float, float]:
+    """(slope, intercept); a slope of 0 means none, as the standard says."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or (np.isnan(slope) and np.isnan(intercept)):
+        return 1.0, 0.0
+    if not (np.isfinite(slope) and np.isfinite(intercept)):
+        raise InputError(f"{path}: slope {slope} and intercept {intercept} must be finite; mend the header")
+    return slope, intercept

@@ -1,0 +1,178 @@
+"""Preprocessed cases, kept in memory while they fit and as .npy files in the cache folder, by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from vnet.data.dataset import Case
+from vnet.data.nifti import memory_limit_bytes
+from vnet.data.preprocessing import Preprocessing
+from vnet.data.volumes import grid_fault, read_image, read_label
+from vnet.errors import InputError, RunFault
+
+FORMAT = 1  # of the kept arrays
+PLACES_PER_STRUCTURE = 4096
+PARTS = ("image", "label", "places")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on the working grid.
+
+    Attributes:
+        image: (C, D, H, W) float32, normalised.
+        label: (D, H, W) uint8 or uint16.
+        places: (n, 4) int32, (label value, z, y, x) of up to 4096 voxels of each structure, spread evenly.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    places: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + self.label.nbytes + self.places.nbytes
+
+
+class CaseStore:
+    """Prepared cases by number.
+
+    Args:
+        cases: labelled.
+        preprocessing: how they are prepared.
+        cache: folder for the arrays; None keeps them in memory only.
+        ignore: label value that is no structure.
+        memory_bytes: what may be kept in memory; cases beyond are mapped from their files.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        preprocessing: Preprocessing,
+        *,
+        cache: Path | str | None,
+        ignore: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        unlabelled = [case.name for case in cases if case.label is None]
+        if unlabelled or not cases:
+            raise ValueError(f"cases must be labelled and at least one, got {unlabelled or 'none'}")
+        self.cases, self.preprocessing, self.ignore = tuple(cases), preprocessing, ignore
+        self.folder = None if cache is None else Path(cache) / "volumes"
+        self.budget = memory_limit_bytes() // 4 if memory_bytes is None else memory_bytes
+        self.stamps = [self.stamp(case) for case in self.cases]
+        self.kept: OrderedDict[int, Prepared] = OrderedDict()
+        self.lock = Lock()
+
+    def __getitem__(self, number: int) -> Prepared:
+        """The case, prepared.
+
+        Raises:
+            RunFault: its files vanished or changed since the store was made, or cannot be read.
+        """
+        with self.lock:
+            if number in self.kept:
+                self.kept.move_to_end(number)
+                return self.kept[number]
+            prepared = self.fetch(number)
+            if not isinstance(prepared.image, np.memmap):
+                self.keep(number, prepared)
+            return prepared
+
+    def keep(self, number: int, prepared: Prepared) -> None:
+        self.kept[number] = prepared
+        while len(self.kept) > 1 and sum(one.nbytes for one in self.kept.values()) > self.budget:
+            self.kept.popitem(last=False)
+
+    def stamp(self, case: Case) -> list[tuple[int, int]]:
+        try:
+            stats = [path.stat() for path in case.files]
+        except OSError as error:
+            raise RunFault(f"case {case.name}: {error.filename} vanished; restore it and continue") from None
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+    def fetch(self, number: int) -> Prepared:
+        """From the cache folder, or from the case's files."""
+        case = self.cases[number]
+        if self.stamp(case) != self.stamps[number]:
+            raise RunFault(f"case {case.name}: its files changed during the run; restore them and continue")
+        if self.folder is None:
+            return self.prepare(case)
+        stem = self.folder / self.key(case)
+        prepared = load_parts(stem, self.budget)
+        if prepared is None:
+            prepared = self.prepare(case)
+            save_parts(stem, prepared)
+            if prepared.nbytes > self.budget:
+                prepared = load_parts(stem, self.budget) or prepared
+        return prepared
+
+    def key(self, case: Case) -> str:
+        """Of the files' bytes and the preprocessing."""
+        rules = [FORMAT, self.preprocessing.to_dict(), self.ignore]
+        digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
+        for path in case.files:
+            try:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise RunFault(f"case {case.name}: {path}: {error.strerror}; restore it and continue") from None
+        return digest.hexdigest()[:32]
+
+    def prepare(self, case: Case) -> Prepared:
+        assert case.label is not None
+        try:
+            volume, label = read_image(case.images), read_label(case.label)
+        except InputError as error:
+            raise RunFault([f"case {case.name}: {fault}" for fault in error.faults]) from None
+        if fault := grid_fault(label, volume):
+            raise RunFault(f"case {case.name}: {case.label}: {fault} than that of its image; mend the label")
+        marked = self.preprocessing.apply_label(label)
+        return Prepared(self.preprocessing.apply(volume), marked, structure_places(marked, self.ignore))
+
+
+def structure_places(label: np.ndarray, ignore: int | None) -> np.ndarray:
+    """(n, 4) int32 of `Prepared.places`; (0, 4) without foreground."""
+    rows = [np.zeros((0, 4), np.int32)]
+    for value in np.unique(label):
+        if value == 0 or value == ignore:
+            continue
+        flat = np.flatnonzero(label == value)
+        spread = flat[np.linspace(0, len(flat) - 1, min(len(flat), PLACES_PER_STRUCTURE)).round().astype(int)]
+        index = np.stack(np.unravel_index(spread, label.shape), 1)
+        rows.append(np.column_stack([np.full(len(index), value), index]).astype(np.int32))
+    return np.concatenate(rows)
+
+
+def save_parts(stem: Path, prepared: Prepared) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.part")
+        try:
+            with temporary.open("wb") as file:
+                np.save(file, getattr(prepared, part), allow_pickle=False)
+            temporary.replace(stem.with_name(f"{stem.name}_{part}.npy"))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def load_parts(stem: Path, budget: int) -> Prepared | None:
+    """Kept arrays, mapped from disk when larger than `budget`; None where they are missing or damaged."""
+    files = [stem.with_name(f"{stem.name}_{part}.npy") for part in PARTS]
+    try:
+        mapped = sum(file.stat().st_size for file in files) > budget
+        arrays = [np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False) for file in files]
+    except (OSError, ValueError, EOFError):
+        return None
+    image, label, places = arrays
+    fits = image.ndim == 4 and image.shape[1:] == label.shape and places.ndim == 2
+    return Prepared(image, label, places) if fits and image.dtype == np.float32 else None

@@ -1,0 +1,225 @@
+"""NIfTI volumes in canonical order, and labels written back as the input lies.
+
+Canonical: the axes nearest to RAS, transposed to (z, y, x), so that index 0 is the foot, back and left end. Turning
+is lossless (axes swapped and flipped, nothing interpolated). A header is judged before memory is taken for what it
+claims; `vnet.data.nifti` does the reading.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from vnet.data.nifti import affine_fault, read_header, read_voxels
+from vnet.errors import InputError
+
+# Corners of two grids may lie this share of the smallest voxel apart and still count as the same grid: headers
+# round to float32 and tools round again.
+GRID_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels in canonical order with what is needed to go back.
+
+    Attributes:
+        array: (C, D, H, W) float32 image, or (D, H, W) uint8 or uint16 label.
+        spacing_mm: (z, y, x).
+        affine: (4, 4) of the file: its own voxel indices to mm.
+        shape: the file's three axes.
+        header: the file's header, None for arrays in memory.
+    """
+
+    array: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+    header: Any = field(default=None, repr=False)
+
+    @property
+    def orientation(self) -> str:
+        """Direction of the file's axes, as RAS or LPS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    def restore(self, labels: np.ndarray) -> np.ndarray:
+        """Canonical (D, H, W) labels in the order of the file's own axes."""
+        if labels.shape != self.array.shape[-3:]:
+            raise ValueError(f"labels must be {self.array.shape[-3:]}, got {labels.shape}")
+        back = ornt_transform(axcodes2ornt(("R", "A", "S")), io_orientation(self.affine))
+        return np.ascontiguousarray(apply_orientation(labels.transpose(), back))
+
+    def canonical_affine(self) -> np.ndarray:
+        """(4, 4) from canonical (x, y, z) voxel indices to mm."""
+        return self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
+
+
+def canonical(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A view of (X, Y, Z) voxels, in any orientation, as canonical (D, H, W)."""
+    turned: np.ndarray = apply_orientation(voxels, io_orientation(affine))
+    return turned.transpose()
+
+
+def spacing_zyx(affine: np.ndarray) -> tuple[float, float, float]:
+    """Spacing in mm of the canonical axes."""
+    sizes = nib.affines.voxel_sizes(affine)
+    order = io_orientation(affine)[:, 0].astype(int)
+    x, y, z = (float(sizes[np.flatnonzero(order == axis)[0]]) for axis in range(3))
+    return z, y, x
+
+
+def read_image(paths: Sequence[Path | str]) -> Volume:
+    """An image as float32, from one file per channel or one 3-D or 4-D file.
+
+    Returns:
+        Volume whose array is (C, D, H, W).
+
+    Raises:
+        InputError: a file that is missing, damaged or hostile, NaN or infinite voxels, channels on different grids.
+    """
+    channels: list[np.ndarray] = []
+    first: Volume | None = None
+    for path in map(Path, paths):
+        header, shape, affine = read_header(path)
+        here = Volume(np.empty(0), spacing_zyx(affine), affine, shape[:3], header)
+        if first is not None and (fault := grid_fault(here, first)):
+            raise InputError(f"{path}: {fault} than channel 0; resample the channels to one grid")
+        first = first or here
+        voxels = read_voxels(path, header, shape)
+        four = voxels.reshape(*shape[:3], -1)
+        channels += [as_float(canonical(four[..., c], affine), path) for c in range(four.shape[-1])]
+    if first is None:
+        raise ValueError("paths must name at least one file, got none")
+    array = channels[0][None] if len(channels) == 1 else np.stack(channels)
+    return Volume(array, first.spacing_mm, first.affine, first.shape, first.header)
+
+
+def as_float(voxels: np.ndarray, path: Path) -> np.ndarray:
+    """Contiguous float32, refused where a voxel is NaN, infinite, or beyond float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = np.ascontiguousarray(voxels, np.float32)
+        finite = np.isfinite(array.min()) and np.isfinite(array.max())
+    if not finite:
+        bad = array.size - int(np.isfinite(array).sum())
+        raise InputError(f"{path}: {bad} voxels are NaN or infinite; replace them by the background's intensity")
+    return array
+
+
+def read_label(path: Path | str) -> Volume:
+    """A label volume.
+
+    Returns:
+        Volume whose array is (D, H, W) uint8, or uint16 where a value exceeds 255.
+
+    Raises:
+        InputError: as `read_image`; 4-D, values that are not whole or do not lie in 0 to 65535.
+    """
+    path = Path(path)
+    header, shape, affine = read_header(path)
+    if len(shape) > 3:
+        raise InputError(f"{path}: the label is {len(shape)}-D {shape} where 3-D is due; keep one 3-D volume")
+    voxels = read_voxels(path, header, shape)
+    array = np.ascontiguousarray(canonical(as_whole(voxels, path), affine))
+    return Volume(array, spacing_zyx(affine), affine, shape[:3], header)
+
+
+def as_whole(voxels: np.ndarray, path: Path) -> np.ndarray:
+    """uint8 or uint16 labels, refused where that would change a value."""
+    low, high = voxels.min(), voxels.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(f"{path}: the label holds NaN or infinite voxels; write whole label values")
+    if low < 0 or high >= 2**16:
+        raise InputError(f"{path}: label values must lie in 0 to 65535, got {low} to {high}; renumber them")
+    whole = voxels.astype(np.uint8 if high < 256 else np.uint16)
+    if voxels.dtype.kind == "f" and (bad := int((whole != voxels).sum())):
+        raise InputError(f"{path}: {bad} voxels hold label values that are not whole; resample with nearest neighbour")
+    return whole
+
+
+def grid_fault(one: Volume, other: Volume) -> str | None:
+    """How two volumes' grids differ, None where they are the same."""
+    if one.shape != other.shape:
+        return f"shape {one.shape} is other ({other.shape})"
+    ends = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*one.shape, 1]
+    apart = np.abs((one.affine - other.affine) @ ends.T).max()
+    if apart > GRID_TOLERANCE * min(one.spacing_mm):
+        return f"affine is other (corners {apart:.3g} mm apart)"
+    return None
+
+
+def volume_from_array(image: np.ndarray, affine: np.ndarray) -> Volume:
+    """A volume of an image in memory.
+
+    Args:
+        image: (X, Y, Z) or (X, Y, Z, C) real numbers, axes as nibabel gives them.
+        affine: (4, 4) voxel to mm.
+
+    Raises:
+        ValueError: other shapes, an empty axis, an affine that is not invertible, NaN or infinite voxels.
+    """
+    image, affine = np.asarray(image), np.asarray(affine, np.float64)
+    if image.ndim not in (3, 4) or 0 in image.shape or image.dtype.kind not in "iufb":
+        raise ValueError(f"image must be real (X, Y, Z) or (X, Y, Z, C), got {image.dtype} {image.shape}")
+    if fault := affine_fault(affine):
+        raise ValueError(f"affine must be invertible (4, 4), got {fault}")
+    x, y, z = image.shape[:3]
+    four = image.reshape(x, y, z, -1)
+    array = np.stack([canonical(four[..., c], affine) for c in range(four.shape[-1])]).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError("image must be finite, got NaN or infinite voxels")
+    return Volume(array, spacing_zyx(affine), affine, (x, y, z))
+
+
+def write_labels(path: Path | str, labels: np.ndarray, like: Volume) -> None:
+    """Write canonical (D, H, W) labels with the axes, affine and header of `like`.
+
+    The file appears whole or not at all: it is written beside and renamed.
+
+    Raises:
+        ValueError: labels of another shape or not of whole numbers.
+        InputError: a file name that is not .nii or .nii.gz.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: labels are written as .nii or .nii.gz; choose such a name")
+    if labels.dtype.kind not in "ui":
+        raise ValueError(f"labels must be of an integer type, got {labels.dtype}")
+    write_nifti(path, like.restore(labels), like.affine, like.header)
+
+
+def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, header: Any = None) -> None:
+    """Write (X, Y, Z[, C]) voxels under a temporary name, then rename."""
+    if header is None:
+        image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+        image.header.set_xyzt_units("mm")
+    else:
+        header = header.copy()
+        header.set_data_dtype(voxels.dtype)
+        header["cal_min"] = header["cal_max"] = 0
+        kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        # no affine given: the header's own sform and qform stay as they are, bit for bit
+        image = kind(voxels, None, header)
+    ending = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".writing_", suffix=ending, dir=path.parent)
+    os.close(handle)
+    try:
+        image.to_filename(temporary)
+        Path(temporary).chmod(0o666 & ~current_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
