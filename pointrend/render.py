@@ -1,0 +1,381 @@
+"""Labels at any resolution from coarse logits, without the tensor of classes x fine voxels in between.
+
+Segmentation as rendering (Kirillov et al., PointRend, CVPR 2020): linear interpolation is convex, so a cell whose
+corners share their best class holds that class everywhere, and only cells cut by a surface are interpolated, for the
+classes that can win there. Where most cells are cut (noise), a streaming dense loop is used.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pointrend.coordinates import check_extent, interpolation_table
+
+Logits = TypeVar("Logits", Tensor, NDArray[Any])
+LARGEST_FINITE = 0x7F7FFFFF  # bits of the largest float32
+BLOCK_BYTES = 1_500_000  # of running values a block of rows may hold: they stay in the second-level cache
+BLOCKS_PER_THREAD = 4  # so that a thread with little surface takes over from one with much
+SAMPLED_ROWS = 32  # rows of cells looked at before choosing the loop
+
+
+def render_labels(
+    logits: Logits,
+    size: Sequence[int],
+    align_corners: bool = False,
+    *,
+    extent: Sequence[float] | None = None,
+    threads: int | None = None,
+) -> Logits:
+    """The most likely class of every voxel of a grid, from logits on another grid.
+
+    Equals `interpolate(logits, size, mode="trilinear" or "bilinear", align_corners).argmax(1)` up to float32 ties;
+    an exact tie goes to the lower class. Needs the output and some 10 MB, or two coarse planes of all classes.
+
+    Args:
+        logits: (B, K, D, H, W) or (B, K, H, W), finite, K from 1 to 65536; float16, bfloat16 (tensors), float32 or
+            float64 (rounded to float32). Tensors of any strides; arrays of any strides, memory-mapped too.
+        size: voxels of the target per spatial axis, smaller or larger than the source.
+        align_corners: as in `torch.nn.functional.interpolate`.
+        extent: the share of the source, from its origin, that the target fills, per axis in (0, 1]: for logits of a
+            volume that was padded at the end of its axes. None is all of it.
+        threads: threads on the CPU; None takes torch's number.
+
+    Returns:
+        (B, *size) of the kind and device of `logits`; uint8 up to 256 classes, else uint16. Empty if B is 0.
+
+    Raises:
+        TypeError: logits that are no floating-point tensor or array, sizes that are no whole numbers.
+        ValueError: wrong rank or size, an empty axis, no class or too many, NaN or infinite logits, `extent`
+            together with `align_corners`.
+    """
+    target, ndim = _checked(logits, size)
+    shares = check_extent(extent, ndim)
+    source_size = tuple(logits.shape[2:])
+    axes = [
+        _Axis.between(source, voxels, align_corners, share)
+        for source, voxels, share in zip(source_size, target, shares, strict=True)
+    ]
+    workers = torch.get_num_threads() if threads is None else _whole("threads", threads)
+    if isinstance(logits, Tensor) and logits.device.type != "cpu":
+        return _render_on_device(logits.detach(), axes)
+    array = _as_array(logits)
+    if ndim == 2:  # a volume of one plane
+        array, axes = array[:, :, None], [_Axis.between(1, 1, False, 1.0), *axes]
+    labels = _render(_Source(array), axes, workers).reshape(len(array), *target)
+    return torch.from_numpy(labels) if isinstance(logits, Tensor) else labels
+
+
+def _checked(logits: Tensor | NDArray[Any], size: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    if isinstance(logits, Tensor):
+        known = logits.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    elif isinstance(logits, np.ndarray):
+        known = logits.dtype.kind == "f" and logits.itemsize <= 8
+    else:
+        raise TypeError(f"logits must be a tensor or an array, got {type(logits).__name__}")
+    if not known:
+        raise TypeError(f"logits must be float16, bfloat16, float32 or float64, got {logits.dtype}")
+    if logits.ndim not in (4, 5):
+        raise ValueError(f"logits must be (B, K, D, H, W) or (B, K, H, W), got {tuple(logits.shape)}")
+    if 0 in logits.shape[2:] or not 1 <= logits.shape[1] <= 65536:
+        raise ValueError(f"logits must have 1 to 65536 classes and no empty spatial axis, got {tuple(logits.shape)}")
+    ndim = logits.ndim - 2
+    if len(size) != ndim:
+        raise ValueError(f"size must be {ndim} whole numbers for logits {tuple(logits.shape)}, got {tuple(size)}")
+    return tuple(_whole("size", voxels) for voxels in size), ndim
+
+
+def _whole(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be whole, got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def _as_array(logits: Tensor | NDArray[Any]) -> NDArray[Any]:
+    """The same memory as a numpy array; bfloat16, which numpy lacks, as uint16."""
+    if isinstance(logits, np.ndarray):
+        return logits
+    logits = logits.detach().resolve_neg()
+    if logits.dtype == torch.bfloat16:
+        return logits.view(torch.uint16).numpy()
+    return logits.numpy()
+
+
+def _refuse_not_finite() -> None:
+    raise ValueError("logits must be finite (in float32), got NaN or infinity")
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Linear interpolation along one axis, grouped by cell: targets starts[i]:starts[i + 1] lie in cell i."""
+
+    lower: NDArray[np.int32]
+    upper: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    starts: NDArray[np.int32]
+
+    @classmethod
+    def between(cls, source: int, target: int, align_corners: bool, extent: float) -> _Axis:
+        lower, upper, weight = interpolation_table(source, target, align_corners=align_corners, extent=extent)
+        starts = np.searchsorted(lower, np.arange(source + 1)).astype(np.int32)
+        return cls(lower, upper, weight, starts)
+
+    @property
+    def source(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def target(self) -> int:
+        return len(self.lower)
+
+
+class _Source:
+    """Planes of (B, K, D, H, W) logits as flat float32: in place where they are, else converted one at a time."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.batch, self.classes, self.depth, self.height, self.width = array.shape
+        self.in_place = array.dtype == np.float32 and array.dtype.isnative and array.flags.carray
+        if not self.in_place and array.dtype == np.float32:
+            self.in_place = array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned
+        self.flat = _read_only(array.reshape(-1)) if self.in_place else None
+
+    def block(self, item: int, first: int, last: int) -> _Block:
+        """Rows first:last of every plane of one batch item."""
+        return _Block(self, item, first, last)
+
+    def copy(self, item: int, plane: int, rows: slice, out: NDArray[np.float32]) -> None:
+        """Convert rows of one plane into `out` (K, rows, W)."""
+        values = self.array[item, :, plane, rows]
+        if values.dtype == np.uint16:  # bfloat16 is the upper half of a float32
+            bits = out.view(np.uint32)
+            np.copyto(bits, values)
+            np.left_shift(bits, 16, out=bits)
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below, with the reason
+                np.copyto(out, values, casting="same_kind")
+
+
+class _Block:
+    """A block of rows of one batch item, two neighbouring planes at a time."""
+
+    def __init__(self, source: _Source, item: int, first: int, last: int) -> None:
+        self.source, self.item, self.rows = source, item, slice(first, last)
+        self.count = (last - first) * source.width
+        if source.flat is not None:
+            self.flat = source.flat
+            plane = source.height * source.width
+            self.stride = source.depth * plane
+            start = item * source.classes * self.stride + first * source.width
+            self.starts = [start + depth * plane for depth in range(source.depth)]
+        else:
+            self.planes = np.empty((2, source.classes, last - first, source.width), np.float32)
+            self.flat = _read_only(self.planes.reshape(-1))
+            self.stride = self.count
+            self.starts = [depth % 2 * source.classes * self.count for depth in range(source.depth)]
+        self.bits = _read_only(self.flat.view(np.int32))
+
+    def load(self, plane: int) -> int:
+        """Make a plane readable (in the place of the one before the last); returns its offset in `flat`."""
+        if self.source.flat is None:
+            self.source.copy(self.item, plane, self.rows, self.planes[plane % 2])
+        return self.starts[plane]
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    # always read-only, so that the kernels compile for one kind of array only
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+def _render(source: _Source, axes: list[_Axis], threads: int) -> NDArray[Any]:
+    dtype = np.uint8 if source.classes <= 256 else np.uint16
+    labels = np.empty((source.batch, *(axis.target for axis in axes)), dtype)
+    loop = _surface_block if source.batch and _pays_by_surface(source, axes) else _dense_block
+    bytes_per_row = 40 * source.width
+    rows = max(4, min(source.height, BLOCK_BYTES // bytes_per_row))
+    if threads > 1:
+        rows = max(4, min(rows, math.ceil(source.batch * source.height / (threads * BLOCKS_PER_THREAD))))
+    tasks = [
+        (item, first, min(first + rows, source.height))
+        for item in range(source.batch)
+        for first in range(0, source.height, rows)
+    ]
+
+    def run(task: tuple[int, int, int]) -> None:
+        item, first, last = task
+        block = source.block(item, first, min(last + 1, source.height))  # cells need the row below
+        loop(block, (first, last, source.height), axes, labels[item])
+
+    _each(run, tasks, threads)
+    return labels
+
+
+Task = TypeVar("Task")
+
+
+def _each(run: Callable[[Task], None], tasks: Sequence[Task], threads: int) -> None:
+    if threads == 1 or len(tasks) == 1:
+        for task in tasks:
+            run(task)
+        return
+    with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
+        for _ in pool.map(run, tasks):
+            pass
+
+
+def _slabs(axis: _Axis) -> Iterator[tuple[int, int, slice, NDArray[np.float32]]]:
+    """(lower plane, upper plane, target planes, their weights) of every slab, also of those without a target."""
+    for plane in range(axis.source):
+        targets = slice(int(axis.starts[plane]), int(axis.starts[plane + 1]))
+        yield plane, min(plane + 1, axis.source - 1), targets, axis.weight[targets]
+
+
+def _surface_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis], out: NDArray[Any]) -> None:
+    from pointrend import _label_kernels as kernels
+
+    axis_z, axis_y, axis_x = axes
+    classes = block.source.classes
+    values = np.empty((2, 3, block.count), np.float32)
+    labels = np.empty((2, 2, block.count), np.int32)
+    offsets = np.empty(2, np.int64)
+    ready = -1
+    for lower, upper, targets, weight_z in _slabs(axis_z):
+        for plane in (lower, upper):
+            if plane > ready:
+                ready, slot = plane, plane % 2
+                offsets[slot] = block.load(plane)
+                largest = kernels.top_three(
+                    block.flat, block.bits, offsets[slot], block.stride, classes, values[slot], labels[slot]
+                )
+                if largest > LARGEST_FINITE:
+                    _refuse_not_finite()
+        if targets.start < targets.stop:
+            slots = (lower % 2, upper % 2)
+            kernels.surface_slab(
+                block.flat,
+                offsets[list(slots)],
+                block.stride,
+                classes,
+                values,
+                labels,
+                slots,
+                rows,
+                axis_y.starts,
+                axis_y.weight,
+                axis_x.starts,
+                axis_x.weight,
+                weight_z,
+                out[targets],
+            )
+
+
+def _dense_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis], out: NDArray[Any]) -> None:
+    from pointrend import _label_kernels as kernels
+
+    axis_z, axis_y, axis_x = axes
+    classes = block.source.classes
+    stretched = np.empty((classes, 2, 2, axis_x.target), np.float32)
+    offsets = np.empty(2, np.int64)
+    ready = -1
+    for lower, upper, targets, weight_z in _slabs(axis_z):
+        for plane in (lower, upper):
+            if plane > ready:
+                ready, slot = plane, plane % 2
+                start = offsets[slot] = block.load(plane)
+                for label in range(classes):
+                    first = start + label * block.stride
+                    if kernels.largest_magnitude(block.bits, first, first + block.count) > LARGEST_FINITE:
+                        _refuse_not_finite()
+        if targets.start < targets.stop:
+            kernels.dense_slab(
+                block.flat,
+                offsets[[lower % 2, upper % 2]],
+                block.stride,
+                classes,
+                rows,
+                axis_y.starts,
+                axis_y.weight,
+                axis_x.starts,
+                axis_x.weight,
+                weight_z,
+                stretched,
+                out[targets],
+            )
+
+
+def _pays_by_surface(source: _Source, axes: list[_Axis]) -> bool:
+    """Whether looking for surfaces is cheaper than the dense loop, from the share of cut cells in a sample."""
+    cells = source.depth * source.height * source.width
+    voxels = math.prod(axis.target for axis in axes)
+    if voxels <= cells:
+        return False
+    mixed = _mixed_share(source)
+    return mixed < 0.5
+
+
+def _mixed_share(source: _Source) -> float:
+    """The share of cut cells in rows of cells spread over the logits."""
+    from pointrend import _label_kernels as kernels
+
+    depths, heights = max(source.depth - 1, 1), max(source.height - 1, 1)
+    count = max(1, min(SAMPLED_ROWS, depths * heights // 50))
+    rows = np.empty((source.classes, 2, source.width), np.float32)
+    values = np.empty((3, 2 * source.width), np.float32)
+    labels, edges = np.empty((2, 2 * source.width), np.int32), np.empty((2, 2, source.width), np.int32)
+    flat = _read_only(rows.reshape(-1))
+    mixed = 0
+    for sample in range(count):
+        # golden-ratio steps: rows of all depths and heights, without a random number
+        z, y = int((sample + 0.5) / count * depths), int((sample * 0.6180339887 + 0.5) % 1 * heights)
+        for plane, depth in enumerate((z, min(z + 1, source.depth - 1))):
+            lines = slice(y, y + 2)
+            height = min(2, source.height - y)
+            source.copy(sample % source.batch, depth, lines, rows[:, :height])
+            rows[:, height:] = rows[:, :1]
+            kernels.top_three(flat, flat.view(np.int32), 0, rows[0].size, source.classes, values, labels)
+            edges[plane] = labels[0].reshape(2, source.width)
+        mixed += kernels.count_mixed(edges.reshape(4, source.width), source.width)
+    return mixed / (count * max(source.width - 1, 1))
+
+
+def _render_on_device(logits: Tensor, axes: list[_Axis]) -> Tensor:
+    """The dense way in torch, a few target planes at a time, for devices without compiled loops."""
+    if not bool(torch.isfinite(logits).all()):
+        _refuse_not_finite()
+    size = [axis.target for axis in axes]
+    labels = torch.empty(
+        (len(logits), *size), dtype=torch.uint8 if logits.shape[1] <= 256 else torch.uint16, device=logits.device
+    )
+    planes = max(1, 2**26 // (logits.shape[1] * math.prod(size[1:])))
+    for item in range(len(logits)):
+        for first in range(0, size[0], planes):
+            part = logits[item]
+            for dim, axis in enumerate(axes, start=1):
+                chunk = slice(first, first + planes) if dim == 1 else slice(None)
+                part = _interpolated(part, dim, axis, chunk)
+            labels[item, first : first + planes] = part.argmax(0).to(labels.dtype)
+    return labels
+
+
+def _interpolated(values: Tensor, dim: int, axis: _Axis, chunk: slice) -> Tensor:
+    def along(table: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(table[chunk]).to(values.device)
+
+    weight = along(axis.weight).reshape(-1, *[1] * (values.ndim - dim - 1))
+    lower = values.index_select(dim, along(axis.lower)).float()
+    return lower.lerp_(values.index_select(dim, along(axis.upper)).float(), weight)
