@@ -1,0 +1,187 @@
+"""The report as one HTML page that opens from disk: figures inline, no network, light and dark, fit to print."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vnet.comparison import MEAN, Study, arm_means, refinement_comparisons
+from vnet.refinement_report import ALL
+from vnet.report import figures, text
+from vnet.report.refinement import by_bin
+from vnet.report.tables import Table, comparison_name, costs
+
+if TYPE_CHECKING:
+    from vnet.report import Report
+
+MAX_PICTURES = 12
+MAX_PICTURE_BYTES = 400_000
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2128; --soft: #59636e; --paper: #fff; --line: #d5dae0; --tint:
+#f3f6f9; } @media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --soft: #9aa4ae; --paper: #14181d; --line: #353c45; --tint: #1d232a; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color:
+var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
+p { max-width: 46rem; margin: .5rem 0; }
+.answer { font-size: 1.12rem; padding: .8rem 1.1rem; background: var(--tint); border-left: 4px solid #3d8fc4;
+  max-width: none; }
+.note, figcaption { color: var(--soft); font-size: .88rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .7rem .28rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space:
+nowrap; } th { color: var(--soft); font-weight: 600; } .number { text-align: right; padding: .28rem 0 .28rem
+.9rem; } figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 52rem; height: auto; display: block; } figure svg text
+{ font-family: inherit !important; } figure img { max-width: 100%; height: auto; display: block; } .pair {
+display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 0 2rem; } pre { background:
+var(--tint); padding: .7rem 1rem; overflow-x: auto; font-size: .86rem; } @media print {
+  :root { --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --tint: #f4f4f4; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .scroll { overflow: visible; }
+  table { font-size: 7pt; }
+  th, td { white-space: normal; }
+  figure, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+}
+"""
+
+
+def html_page(report: Report) -> str:
+    """The page as text."""
+    study = report.study
+    tables = {table.title: table for table in report.tables()}
+    by_structure, cost, scores = (tables.pop(title) for title in reversed([*tables][-3:]))
+    parts = [
+        f"<h1>{escape(text.QUESTION)}</h1>",
+        f'<p class="answer">{escape(" ".join(report.answer()))}</p>',
+        *(f'<p class="note">{escape(note)}</p>' for note in report.notes()),
+        "<h2>The differences</h2>",
+        *map(_table, tables.values()),
+        *_forest(report),
+        "<h2>The scores, and what they cost</h2>",
+        _table(scores),
+        _table(cost),
+        *_accuracy_cost(study),
+        "<h2>Case by case</h2>",
+        *_dumbbells(report),
+        *_where(report),
+        "<h2>By structure and metric</h2>",
+        _table(by_structure),
+        *_pictures(study),
+        "<h2>Methods</h2>",
+        *(f"<p>{escape(paragraph)}</p>" for paragraph in text.methods(study, report.named, report.margin)),
+        "<h2>Environment and commands</h2>",
+        *(f'<p class="note">{escape(line)}</p>' for line in text.environments(study)),
+        f"<pre>{escape(chr(10).join(text.commands(study)))}</pre>",
+    ]
+    return _document("\n".join(parts))
+
+
+def _document(body: str) -> str:
+    # the policy keeps the page from fetching anything, whatever a name in the tables holds
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(text.QUESTION)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _table(table: Table) -> str:
+    def row(cells: Iterable[str], tag: str) -> str:
+        kinds = ["" if i < table.first_number else ' class="number"' for i in range(len(table.columns))]
+        found = zip(cells, kinds, strict=True)
+        return "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in found) + "</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in table.rows)
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    head = row(table.columns, "th")
+    return (
+        f'<h3>{escape(table.title)}</h3>\n<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n'
+        f"</tbody></table></div>\n{note}"
+    )
+
+
+def _figure(drawn: str, caption: str) -> str:
+    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _forest(report: Report) -> list[str]:
+    shown = [*report.named, *(n for n in refinement_comparisons(report.study) if n not in report.named)]
+    if not any(d.summary for d in report.differences):
+        return []
+    drawn = figures.svg(figures.forest(report.differences, shown, report.margin), "forest")
+    caption = "Right of 0 the first arm is better. Squares: mean over the structures of a case; dots: each structure."
+    return [_figure(drawn, caption)]
+
+
+def _accuracy_cost(study: Study) -> list[str]:
+    means = arm_means(study)
+    means = means[(means["structure"] == MEAN) & means["side"].isin(study.arms)]
+    dice = {str(side): float(value) for side, value in zip(means["side"], means["dice"], strict=True)}
+    by_arm = costs(study)
+    parts = []
+    for key, title in (("seconds_per_step", "seconds per training step"), ("multiply_adds", "multiply-adds (G)")):
+        if any(values[key] == values[key] for values in by_arm.values()):  # not NaN
+            drawn = figures.svg(figures.accuracy_cost(dice, by_arm, key, title), key)
+            parts.append(_figure(drawn, f"Up and left is better. Arrows add the head to the same network: {title}."))
+    return ['<div class="pair">', *parts, "</div>"] if parts else []
+
+
+def _dumbbells(report: Report) -> list[str]:
+    shown = [*report.named, *(n for n in refinement_comparisons(report.study) if n not in report.named)]
+    found = {d.comparison for d in report.differences if d.summary and d.structure == MEAN and d.metric == "dice"}
+    return [
+        _figure(figures.svg(figures.dumbbells(report.study, name), name), comparison_name(name))
+        for name in shown
+        if name in found
+    ]
+
+
+def _where(report: Report) -> list[str]:
+    rows = report.refined
+    if rows.empty:
+        return []
+    surface, margin = (by_bin(rows, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))
+    drawn = [
+        (
+            figures.fixed_and_broken(surface, "distance to the true surface (mm)"),
+            "Voxels fixed (up) and broken (down).",
+        ),
+        (figures.calibration(margin), "A margin that means something falls from left to right before refinement."),
+    ]
+    for structure in report.study.structures:
+        counts = by_bin(rows, structure, "distance_upto_mm")
+        if counts:
+            title = f"{structure}: distance to its true surface (mm)"
+            drawn.append((figures.fixed_and_broken(counts, title), structure))
+    parts = [_figure(figures.svg(figure, f"where{i}"), caption) for i, (figure, caption) in enumerate(drawn)]
+    tables = map(_table, report.refinement_tables())
+    return ["<h2>Where refinement helps</h2>", '<div class="pair">', *parts, "</div>", *tables]
+
+
+def _pictures(study: Study) -> list[str]:
+    """PNG files in the `pictures` folders of the runs, by name, small ones only."""
+    found = sorted(
+        (picture, run)
+        for run in {run.table.parent: run for run in study.runs}.values()
+        for picture in (run.table.parent / "pictures").glob("*.png")
+        if picture.stat().st_size <= MAX_PICTURE_BYTES
+    )[:MAX_PICTURES]
+    parts = [_figure(_image(path), f"{path.stem.replace('_', ' ')}, {run.name}") for path, run in found]
+    return ["<h2>Pictures</h2>", *parts] if parts else []
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'

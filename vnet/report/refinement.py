@@ -1,0 +1,58 @@
+"""Where refinement helped: the refinement.csv of the runs, summed."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from vnet.comparison import Study
+from vnet.errors import InputError
+from vnet.refinement_report import COUNTS
+
+BINS = ("distance_upto_mm", "margin_upto")
+Counts = dict[str, dict[str, dict[str, int]]]  # arm -> bin -> kind -> voxels
+
+
+def read_refinement(study: Study) -> pd.DataFrame:
+    """Rows of every run's refinement.csv with its `arm`; empty where no run has one.
+
+    Raises:
+        InputError: a file that is not such a table.
+    """
+    frames, faults = [], []
+    for run in study.runs:
+        path = run.table.with_name("refinement.csv")
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        try:
+            frame = pd.read_csv(path, keep_default_na=False)
+            frame = frame.astype(dict.fromkeys(BINS, float) | dict.fromkeys(COUNTS, int))
+            frames.append(frame[["structure", *BINS, *COUNTS]].assign(arm=run.arm))
+        except (OSError, ValueError, KeyError) as error:
+            faults.append(f"{path}: not a table of refined voxels ({error}); run the evaluation again")
+    if faults:
+        raise InputError(faults)
+    columns = ["arm", "structure", *BINS, *COUNTS]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def by_bin(rows: pd.DataFrame, structure: str, bins: str) -> Counts:
+    """Voxels of one structure, summed over runs and cases.
+
+    Args:
+        rows: from `read_refinement`.
+        bins: one of `BINS`.
+    """
+    counts: Counts = {}
+    part = rows[rows["structure"] == structure]
+    for arm, of_arm in part.groupby("arm", sort=False):
+        table = of_arm.groupby(bins)[list(COUNTS)].sum()
+        named = zip(_bin_names(list(table.index)), table.to_dict("records"), strict=True)
+        counts[str(arm)] = {name: {str(k): int(v) for k, v in row.items()} for name, row in named}
+    return counts
+
+
+def _bin_names(edges: list[float]) -> list[str]:
+    """`to 1`, `to 2`, ..., `beyond`."""
+    return ["beyond" if math.isinf(edge) else f"to {edge:g}" for edge in edges]
