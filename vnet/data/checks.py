@@ -248,7 +248,7 @@ def header_faults(case: Case) -> list[str]:
 
 
 def foreground_voxels(dataset: Dataset, fact: CaseFacts) -> int:
-    return sum(count for value, count in fact.labels.items() if 0 < value and value != dataset.ignore)
+    return sum(count for value, count in fact.labels.items() if value > 0 and value != dataset.ignore)
 
 
 def content_hash(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> str:

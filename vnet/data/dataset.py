@@ -232,12 +232,13 @@ def nnunet_cases(root: Path, ending: str, channels: int) -> list[tuple[Case | No
     """Cases of imagesTr/NAME_0000.nii.gz and labelsTr/NAME.nii.gz."""
     names, faults = set(), []
     last = f"_0000{ending}"
-    for file in sorted(os.listdir(root / "imagesTr")) if (root / "imagesTr").is_dir() else []:
+    folder = root / "imagesTr"
+    for file in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
         if file.startswith(".") or not file.endswith(ending):
             continue
         name = file.removesuffix(ending)[:-5]
         if not is_plain(file):
-            faults.append(f"{root / 'imagesTr'}: file name must be printable, got {file!r:.120}; rename the file")
+            faults.append(f"{folder}: file name must be printable, got {file!r:.120}; rename the file")
         elif file.endswith(last):
             names.add(name)
     result: list[tuple[Case | None, list[str]]] = [(None, [fault]) for fault in faults]

@@ -120,7 +120,7 @@ class Preprocessing:
 
 
 def resample_image(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(C, D, H, W) float32 to another grid over the same box: linear, voxel centres at (i + 0.5) / n, no antialiasing."""
+    """(C, D, H, W) float32 on another grid over the same box: linear between voxel centres, no antialiasing."""
     if tuple(size) == array.shape[1:]:
         return array
     out = F.interpolate(torch.from_numpy(array)[None], tuple(size), mode="trilinear", align_corners=False)
