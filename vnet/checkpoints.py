@@ -104,6 +104,8 @@ def load_model(run: Run, config: Config, checkpoint: str) -> Trained:
     Raises:
         InputError: no such checkpoint, or one of another network.
     """
+    if checkpoint not in ("last", "best"):
+        raise InputError(f"--checkpoint must be last or best, got {checkpoint}")
     path = run.folder / "checkpoints" / f"{checkpoint}.ckpt"
     state = read_checkpoint(path)
     structures = tuple(state["structures"])

@@ -91,6 +91,8 @@ class Trainer:
         optimizer = build_optimizer(self.plain, config.training)
         self.restore(optimizer)
         self.model, self.optimizer = fabric.setup(self.plain, optimizer)
+        share = config.training.batch // fabric.world_size
+        self.samples = range(fabric.global_rank * share, (fabric.global_rank + 1) * share)
         self.batches = TrainingBatches(
             dataset,
             setting.cases(setting.fold.train),
@@ -100,6 +102,7 @@ class Trainer:
             seed=config.seed,
             cache=config.cache_folder,
             mirror=config.training.mirror,
+            samples=self.samples,
         )
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
@@ -201,7 +204,7 @@ class Trainer:
         self.model.train()
         image, labels = self.fabric.to_device((image, labels))
         torch.manual_seed(sample_seed(config.seed, progress.step, 0, DROPOUT))
-        terms = self.model(image, labels, point_generators(config.seed, progress.step, range(len(image))))
+        terms = self.model(image, labels, point_generators(config.seed, progress.step, self.samples))
         loss = total_loss(terms, config.training)
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
@@ -297,7 +300,7 @@ class Trainer:
         self.model.train()
         for _ in range(2):
             start = time.perf_counter()
-            terms = self.model(image, labels, point_generators(config.seed, 0, range(len(image))))
+            terms = self.model(image, labels, point_generators(config.seed, 0, self.samples))
             self.fabric.backward(total_loss(terms, training))
             self.optimizer.zero_grad(set_to_none=True)
             seconds = min(seconds, time.perf_counter() - start)

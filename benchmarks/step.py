@@ -1,0 +1,83 @@
+"""A training step of every arm: seconds, multiply-adds, and what the head adds to its own arm.
+
+The arms take turns in one process, on the same random batch, so that the machine's moods hit all alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vnet.config import ARMS, load_config
+from vnet.cost import count_multiply_adds, set_threads
+from vnet.model import build_model
+from vnet.randomness import point_generators
+from vnet.training import build_optimizer, total_loss
+
+Row = dict[str, Any]
+
+
+def step_of(arm: str, config_file: str, image: torch.Tensor, labels: torch.Tensor) -> tuple[Callable[[], None], float]:
+    """A function that makes one optimiser step of an arm, and its multiply-adds a volume in G."""
+    config = load_config(["--config", config_file, "--arm", arm])
+    model = build_model(config, in_channels=1, classes=3)
+    optimizer = build_optimizer(model, config.training)
+
+    def step() -> None:
+        loss = total_loss(model(image, labels, point_generators(0, 0, range(len(image)))), config.training)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, count_multiply_adds(model, image[:1]) / 1e9
+
+
+def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: int) -> list[Row]:
+    """Median seconds of a step of each arm over `rounds` turns, after one that is not counted."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch, 1, *size, generator=generator)
+    # smooth blobs of three classes, so that there is a surface to be uncertain about
+    labels = torch.nn.functional.avg_pool3d(image[:, 0], 9, stride=1, padding=4).mul(60).clamp(-1, 1).round().long() + 1
+    arms = {arm: step_of(arm, config_file, image, labels) for arm in ARMS}
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    for turn in range(rounds + 1):
+        for arm, (step, _) in arms.items():
+            start = time.perf_counter()
+            step()
+            if turn:
+                seconds[arm].append(time.perf_counter() - start)
+    middle = {arm: statistics.median(values) for arm, values in seconds.items()}
+    rows = []
+    for arm, values in seconds.items():
+        plain = arm.replace("pointrend", "coarse").replace("coarse_s1", "dense")
+        rows.append(
+            {
+                "size": "x".join(map(str, size)),
+                "batch": batch,
+                "arm": arm,
+                "seconds": round(middle[arm], 4),
+                "fastest": round(min(values), 4),
+                "slowest": round(max(values), 4),
+                "of_dense": round(middle[arm] / middle["dense"], 3),
+                "head_share": round(1 - middle[plain] / middle[arm], 3) if plain != arm else None,
+                "multiply_adds_g": round(arms[arm][1], 3),
+                "multiply_adds_of_dense": round(arms[arm][1] / arms["dense"][1], 3),
+            }
+        )
+    return rows
+
+
+def run(quick: bool = False, config_file: str = "configs/hippocampus.yaml") -> list[Row]:
+    """Rows of the table; `quick` takes few turns of the smallest size."""
+    set_threads(0)
+    patch = load_config(["--config", config_file]).training.patch
+    rows = measure(config_file, patch, batch=2, rounds=5 if quick else 25)
+    if not quick:
+        rows += measure(config_file, (96, 96, 96), batch=1, rounds=7)
+        rows += measure(config_file, (64, 128, 128), batch=1, rounds=7)
+    return rows

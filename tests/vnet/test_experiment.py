@@ -1,0 +1,230 @@
+"""A run from config to tables: done, continued, refused; the same bits after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vnet.checkpoints import read_checkpoint
+from vnet.config import load_config
+from vnet.errors import InputError, RunFault
+from vnet.experiment import evaluate_run, train_run
+from vnet.runs import Run, keep
+from vnet.training import Preempted, Trainer
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if "speed" not in tag
+    }
+
+
+def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
+    config = load_config([*tiny, "--arm", "pointrend_s2"])
+    folder = train_run(config).folder
+    assert folder == Path("runs/tiny/pointrend_s2/fold0_seed0")
+    for name in ("config.yaml", "run.json", "log.txt", "metrics.csv", "cases.csv", "refinement.csv"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("last", "best"):
+        assert (folder / f"checkpoints/{name}.ckpt").is_file()
+    info = json.loads((folder / "run.json").read_text())
+    wanted = (
+        "steps seconds_per_step seconds_per_case peak_memory_mib parameters multiply_adds commit config_hash data_hash"
+    )
+    assert set(wanted.split()) <= set(info)
+    assert info["steps"] == 6
+    cases = rows(folder / "cases.csv")
+    assert list(cases[0])[:10] == "arm fold seed case structure refined dice surface_dice hd95_mm assd_mm".split()
+    validation = {row["case"] for row in cases}
+    structures = {row["structure"] for row in cases}
+    assert len(cases) == len(validation) * len(structures) * 2
+    assert {row["refined"] for row in cases} == {"true", "false"}
+    assert [row["step"] for row in rows(folder / "metrics.csv")] == ["3", "6"]
+
+
+def test_an_arm_without_a_head_is_never_refined(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "coarse_s2"])).folder
+    assert {row["refined"] for row in rows(folder / "cases.csv")} == {"false"}
+
+
+def interrupt(config_words: list[str], step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> int:
+    """Send a signal during `step`; returns the exit code that the run asks for."""
+    plain = Trainer.step
+
+    def step_and_signal(self: Trainer, *args: object) -> object:
+        terms = plain(self, *args)  # type: ignore[arg-type]
+        if self.progress.step == step:
+            os.kill(os.getpid(), number)
+        return terms
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", step_and_signal)
+        with pytest.raises(Preempted) as stop:
+            train_run(load_config(config_words))
+    return stop.value.exit_code
+
+
+@pytest.mark.parametrize("arm", ["dense", "pointrend_s2"])
+def test_an_interrupted_run_ends_with_the_same_bits(
+    tiny: list[str], arm: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = [*tiny, "--arm", arm]
+    straight = train_run(load_config(words)).folder
+    again = [*words, "--run_root", "again", "--data.cache", "runs/cache"]
+    assert interrupt(again, 1, monkeypatch, signal.SIGTERM) == 75
+    assert interrupt(again, 3, monkeypatch, signal.SIGINT) == 130
+    assert interrupt(again, 4, monkeypatch, signal.SIGUSR1) == 75
+    resumed = train_run(load_config(again)).folder
+    one, two = (read_checkpoint(folder / "checkpoints/last.ckpt") for folder in (straight, resumed))
+    assert one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    for state, other in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(state[name], other[name]) for name in state)
+    assert (straight / "cases.csv").read_text() == (resumed / "cases.csv").read_text()
+    assert (straight / "refinement.csv").read_text() == (resumed / "refinement.csv").read_text()
+    untimed = [
+        [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows(folder / "metrics.csv")]
+        for folder in (straight, resumed)
+    ]
+    assert untimed[0] == untimed[1]
+    assert curves(straight) == curves(resumed)
+
+
+def test_a_killed_run_continues_from_its_last_checkpoint(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after SIGKILL: nothing is saved at the end, and events past the checkpoint are in the file."""
+    words = [*tiny, "--arm", "pointrend_s2"]
+    straight = train_run(load_config(words)).folder
+    plain = Trainer.step
+
+    def die(self: Trainer, *args: object) -> object:
+        if self.progress.step == 5:
+            raise SystemExit("killed")
+        return plain(self, *args)  # type: ignore[arg-type]
+
+    again = [*words, "--run_root", "again"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", die)
+        with pytest.raises(SystemExit, match="killed"):
+            train_run(load_config(again))
+    assert read_checkpoint(Path("again/tiny/pointrend_s2/fold0_seed0/checkpoints/last.ckpt"))["progress"]["step"] == 4
+    resumed = train_run(load_config(again)).folder
+    assert (straight / "cases.csv").read_text() == (resumed / "cases.csv").read_text()
+    assert curves(straight) == curves(resumed)
+
+
+def test_the_same_command_says_that_it_is_done(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense"])
+    folder = train_run(config).folder
+    before = (folder / "checkpoints/last.ckpt").stat().st_mtime_ns
+    train_run(config)
+    assert "done" in capsys.readouterr().out
+    assert (folder / "checkpoints/last.ckpt").stat().st_mtime_ns == before
+
+
+def test_results_tell_a_fresh_clone_that_a_run_is_done(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense"])
+    keep(train_run(config).folder, config.results_folder)
+    elsewhere = load_config([*tiny, "--arm", "dense", "--run_root", "fresh", "--threads", "2"])
+    train_run(elsewhere)
+    assert "done" in capsys.readouterr().out
+    assert not Path("fresh/tiny").exists()
+    longer = load_config([*tiny, "--arm", "dense", "--run_root", "fresh", "--training.steps", "7"])
+    assert longer.results_folder == config.results_folder
+    assert Run(longer.run_folder, longer.hash("x")).state(longer.results_folder) == "new"
+
+
+def test_a_run_folder_with_another_experiment_is_refused(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "dense"])).folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="holds another experiment .*another name or run_root"):
+        train_run(load_config([*tiny, "--arm", "dense", "--training.learning_rate", "0.1"]))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_foreign_folder_is_refused(tiny: list[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense"])
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds files but no run.json"):
+        train_run(config)
+    assert [path.name for path in config.run_folder.iterdir()] == ["thesis.txt"]
+
+
+def test_too_many_bad_steps_stop_the_run_and_name_the_cases(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config([*tiny, "--arm", "dense", "--training.max_bad_steps", "2"])
+    plain = Trainer.apply
+
+    def poisoned(self: Trainer, loss: torch.Tensor, *args: object) -> None:
+        plain(self, loss * float("nan"), *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "apply", poisoned)
+    with pytest.raises(RunFault, match=r"3 steps with a non-finite loss .* cases \S+, \S+ \(dice .*learning_rate"):
+        train_run(config)
+
+
+def test_dropped_steps_leave_the_weights_alone(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config([*tiny, "--arm", "dense", "--training.max_bad_steps", "9"])
+    plain = Trainer.apply
+    monkeypatch.setattr(Trainer, "apply", lambda self, loss, *args: plain(self, loss * float("inf"), *args))
+    folder = train_run(config).folder
+    from vnet.model import build_model
+
+    state = read_checkpoint(folder / "checkpoints/last.ckpt")
+    fresh = build_model(config, in_channels=1, classes=len(state["structures"])).state_dict()
+    assert all(torch.equal(fresh[name], value) for name, value in state["model"].items())
+    assert state["progress"]["bad_steps"] == 6
+
+
+def test_init_from_starts_with_those_weights(tiny: list[str]) -> None:
+    first = train_run(load_config([*tiny, "--arm", "dense"])).folder / "checkpoints/last.ckpt"
+    words = ["--name", "second", "--training.init_from", str(first), "--training.learning_rate", "1e-30"]
+    second = train_run(load_config([*tiny, "--arm", "dense", *words])).folder / "checkpoints/last.ckpt"
+    one, two = read_checkpoint(first)["model"], read_checkpoint(second)["model"]
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
+    with pytest.raises(InputError, match=r"checkpoint of another network: .*use the config"):
+        train_run(load_config([*tiny, "--arm", "dense", "--name", "third", *words[2:4], "--network.width", "8"]))
+
+
+def test_seconds_end_the_training_in_place_of_steps(tiny: list[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense", "--training.seconds", "2", "--training.steps", "1"])
+    info = json.loads((train_run(config).folder / "run.json").read_text())
+    assert info["steps"] > 1
+    assert info["seconds"] >= 2
+
+
+def test_evaluating_again_gives_the_same_table(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+    before = (folder / "cases.csv").read_text()
+    (folder / "cases.csv").unlink()
+    assert evaluate_run(folder, []) == folder
+    assert (folder / "cases.csv").read_text() == before
+
+
+def test_another_data_set_is_scored_apart(tiny: list[str], own_phantoms: Path) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+    before = (folder / "cases.csv").read_text()
+    description = json.loads((own_phantoms / "dataset.json").read_text())
+    description["training"] = description["training"][:2]
+    (own_phantoms / "dataset.json").write_text(json.dumps(description))
+    target = evaluate_run(folder, ["--data.root", str(own_phantoms), "--points.refine", "false"])
+    assert target == folder / "evaluation" / "own"
+    scored = rows(target / "cases.csv")
+    assert len({row["case"] for row in scored}) == 2
+    assert {row["refined"] for row in scored} == {"false"}
+    assert (folder / "cases.csv").read_text() == before
