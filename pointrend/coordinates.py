@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -69,6 +70,17 @@ def check_extent(extent: Sequence[float] | None, ndim: int) -> tuple[float, ...]
     if len(extent) != ndim or not all(0 < share <= 1 for share in extent):
         raise ValueError(f"extent must be {ndim} numbers in (0, 1], got {tuple(extent)}")
     return tuple(float(share) for share in extent)
+
+
+def check_size(size: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """A target grid, checked.
+
+    Raises:
+        ValueError: not `ndim` whole numbers of at least 1.
+    """
+    if len(size) != ndim or not all(isinstance(n, Integral) and n >= 1 for n in size):
+        raise ValueError(f"size must be {ndim} whole numbers of at least 1, got {tuple(size)}")
+    return tuple(int(n) for n in size)
 
 
 def interpolation_table(

@@ -1,0 +1,102 @@
+"""The point head: a small MLP applied at every point alike."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PointHead(nn.Module):
+    """Logits at points from fine features and coarse logits (PointRend, arXiv 1912.08193, sections 3.3 and 4.1).
+
+    Every layer reads the hidden channels of the one before and, again, the coarse logits. The last layer starts as
+    the identity on the coarse logits plus a small random part, so that an untrained head changes next to nothing.
+
+    Args:
+        classes: K, at least 2.
+        features: F, channels of the fine features; 0 for none.
+        width: channels of the hidden layers.
+        layers: hidden layers, at least 1.
+        frequencies: octaves of a Fourier code of the position (NeRF, arXiv 2003.08934, equation 4) that joins the
+            fine features; 0 for none.
+        ndim: axes of the points; needed for the code alone.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self, *, classes: int, features: int, width: int = 64, layers: int = 3, frequencies: int = 0, ndim: int = 3
+    ) -> None:
+        super().__init__()
+        lowest = {"classes": 2, "features": 0, "width": 1, "layers": 1, "frequencies": 0, "ndim": 1}
+        for name, least in lowest.items():
+            if locals()[name] < least:
+                raise ValueError(f"{name} must be at least {least}, got {locals()[name]}")
+        self.classes, self.features, self.frequencies, self.ndim = classes, features, frequencies, ndim
+        inputs = [features + 2 * frequencies * ndim, *[width] * (layers - 1)]
+        self.hidden = nn.ModuleList(nn.Linear(n + classes, width) for n in inputs)
+        self.logits = nn.Linear(width + classes, classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in self.hidden:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.logits.weight, std=0.001)
+        nn.init.zeros_(self.logits.bias)
+        with torch.no_grad():
+            self.logits.weight[:, -self.classes :] += torch.eye(self.classes)
+
+    def forward(self, fine: Tensor, coarse: Tensor, points: Tensor | None = None) -> Tensor:
+        """Logits at points.
+
+        Args:
+            fine: (B, F, N) features, each column of one point.
+            coarse: (B, K, N) coarse logits at the same points.
+            points: (B, N, ndim) in the unit cube; needed with `frequencies` alone.
+
+        Returns:
+            (B, K, N); N may be 0.
+
+        Raises:
+            ValueError: channels that are not those of the constructor, or points missing.
+        """
+        if fine.shape[1] != self.features or coarse.shape[1] != self.classes:
+            raise ValueError(
+                f"fine and coarse must have {self.features} and {self.classes} channels, "
+                f"got {fine.shape[1]} and {coarse.shape[1]}"
+            )
+        if self.frequencies:
+            if points is None:
+                raise ValueError("points must be given to a head with frequencies, got None")
+            fine = torch.cat([fine, fourier_code(points, self.frequencies).to(fine.dtype)], dim=1)
+        hidden = fine
+        for layer in self.hidden:
+            hidden = F.relu(_per_point(layer, torch.cat([hidden, coarse], dim=1)))
+        return _per_point(self.logits, torch.cat([hidden, coarse], dim=1))
+
+
+def _per_point(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer on (B, C, N): points stay the fast axis, which spares two transposes a layer."""
+    assert isinstance(layer, nn.Linear)
+    weight = layer.weight.expand(len(x), -1, -1)
+    return torch.baddbmm(layer.bias[:, None], weight, x)
+
+
+def fourier_code(points: Tensor, frequencies: int) -> Tensor:
+    """Sines and cosines of 2^j pi p for j < frequencies, p scaled from [0, 1] to [-1, 1].
+
+    Args:
+        points: (B, N, ndim) in the unit cube.
+        frequencies: octaves.
+
+    Returns:
+        (B, 2 * frequencies * ndim, N): all sines, then all cosines, octave by octave, axes in array order.
+    """
+    octaves = math.pi * 2.0 ** torch.arange(frequencies, device=points.device, dtype=points.dtype)
+    angles = (octaves[:, None] * (2 * points - 1)[:, :, None]).flatten(2).transpose(1, 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

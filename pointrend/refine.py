@@ -1,0 +1,259 @@
+"""PointRend as a module: one path from points to logits, used by the loss and by every step of refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointrend.coordinates import check_extent, check_size, voxel_centres
+from pointrend.head import PointHead
+from pointrend.render import render_labels
+from pointrend.sampling import read_at, sample_at, training_voxels, uncertain_voxels
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Labels of a batch on a target grid, and what refinement did.
+
+    Attributes:
+        labels: (B, *size) uint8 (uint16 from 257 classes on), refined.
+        unrefined: (B, *size), the argmax of the up-sampled coarse logits.
+        index: per sample the (n,) int64 flat indices of the voxels that the head was asked about, ascending.
+        uncertainty: per sample the (n,) float32 second best minus best coarse logit there.
+        differs: share of voxels where `labels` differs from asking the head about every voxel; None if not checked.
+    """
+
+    labels: Tensor
+    unrefined: Tensor
+    index: tuple[Tensor, ...]
+    uncertainty: tuple[Tensor, ...]
+    differs: float | None = None
+
+
+class PointRend(nn.Module):
+    """A point head on any backbone that gives coarse logits (arXiv 1912.08193), in 2D and 3D.
+
+    Coarse logits, features and image may have any strides: all span the same unit cube.
+
+    Args:
+        classes: K, at least 2; a binary task has 2.
+        features: channels by name of the feature maps that the head reads, in this order.
+        image_channels: channels of the image, if the head also reads it at the point; 0 if not.
+        width: channels of the head's hidden layers.
+        layers: hidden layers.
+        frequencies: octaves of a Fourier code of the position; 0 for none.
+        ndim: spatial axes; needed for the code alone.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        features: Mapping[str, int],
+        image_channels: int = 0,
+        width: int = 64,
+        layers: int = 3,
+        frequencies: int = 0,
+        ndim: int = 3,
+    ) -> None:
+        super().__init__()
+        self.classes, self.feature_names, self.image_channels = classes, tuple(features), image_channels
+        self.head = PointHead(
+            classes=classes,
+            features=sum(features.values()) + image_channels,
+            width=width,
+            layers=layers,
+            frequencies=frequencies,
+            ndim=ndim,
+        )
+
+    def predict_points(
+        self,
+        points: Tensor,
+        coarse: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor | None = None,
+        *,
+        grid: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The head's logits at points.
+
+        Args:
+            points: (B, N, ndim) in the unit cube of the features; N may be 0.
+            coarse: (B, K, N) coarse logits at the points.
+            features: (B, C, *spatial) by name; names that the head does not read are left alone.
+            image: (B, C, *spatial); needed where `image_channels` is not 0.
+            grid: size of the grid whose voxel centres all points are, if they are: maps of that size are then read
+                by index, which is quicker and the same.
+
+        Returns:
+            (B, K, N) in the dtype of `coarse`.
+
+        Raises:
+            ValueError: a feature map or the image is missing or has other channels.
+        """
+        volumes = self._volumes(features, image)
+        fine = [read_at(volume, points, grid).to(coarse.dtype) for volume in volumes]
+        joined = torch.cat(fine, dim=1) if fine else coarse[:, :0]
+        return self.head(joined, coarse, points)
+
+    def training_logits(
+        self,
+        coarse: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor | None,
+        labels: Tensor,
+        *,
+        count: int,
+        oversample: float = 3.0,
+        importance: float = 0.75,
+        generators: Sequence[torch.Generator],
+        ignore: int | None = None,
+        quotas: Sequence[float] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The head's logits at training points; see `pointrend.sampling.training_voxels` for the numbers.
+
+        Args:
+            coarse: (B, K, *coarse) logits.
+            features: as in `predict_points`.
+            image: as in `predict_points`.
+            labels: (B, *size) integers.
+
+        Returns:
+            Points (B, N, ndim), logits (B, K, N) with gradient, labels (B, N) int64.
+        """
+        size = tuple(labels.shape[1:])
+        index = training_voxels(
+            coarse.detach(),
+            size,
+            count=count,
+            oversample=oversample,
+            importance=importance,
+            generators=generators,
+            labels=labels,
+            ignore=ignore,
+            quotas=quotas,
+        )
+        points = voxel_centres(index, size)
+        logits = self.predict_points(points, read_at(coarse, points, size), features, image, grid=size)
+        return points, logits, labels.flatten(1).gather(1, index).long()
+
+    def loss(
+        self,
+        coarse: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor | None,
+        labels: Tensor,
+        *,
+        count: int,
+        oversample: float = 3.0,
+        importance: float = 0.75,
+        generators: Sequence[torch.Generator],
+        ignore: int | None = None,
+        quotas: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Cross-entropy at training points: the mean over each sample's counted points, then over samples.
+
+        Samples weigh the same, so that several processes with equal shares agree with one. Arguments are those of
+        `training_logits`.
+
+        Returns:
+            A scalar; 0, with a gradient, where no point counts.
+        """
+        _, logits, truth = self.training_logits(
+            coarse,
+            features,
+            image,
+            labels,
+            count=count,
+            oversample=oversample,
+            importance=importance,
+            generators=generators,
+            ignore=ignore,
+            quotas=quotas,
+        )
+        no_label = -100 if ignore is None else ignore
+        each = F.cross_entropy(logits.float(), truth, ignore_index=no_label, reduction="none")
+        counted = (truth != no_label).sum(1).clamp_min(1)
+        return (each.sum(1) / counted).mean()
+
+    @torch.no_grad()
+    def refine(
+        self,
+        coarse: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor | None,
+        size: Sequence[int],
+        *,
+        count: int | None = None,
+        margin: float | None = None,
+        extent: Sequence[float] | None = None,
+        chunk: int = 65536,
+    ) -> Refinement:
+        """Labels on any grid: the head's at uncertain voxels, those of the up-sampled coarse logits elsewhere.
+
+        No tensor of classes x target voxels is made.
+
+        Args:
+            coarse: (B, K, *coarse) logits.
+            features: as in `predict_points`.
+            image: as in `predict_points`.
+            size: voxels per axis of the target grid.
+            count: ask the head about at most this many voxels per sample, the most uncertain.
+            margin: ask only where best minus second-best coarse logit is at most this. At least one of the two.
+            extent: share of the unit cube that the target grid spans, per axis, from the origin.
+            chunk: points at once.
+
+        Raises:
+            ValueError: shapes that disagree, or numbers out of range.
+        """
+        shares = check_extent(extent, coarse.ndim - 2)
+        size = check_size(size, coarse.ndim - 2)
+        unrefined = torch.as_tensor(render_labels(coarse, size, extent=extent))
+        labels = unrefined.clone()
+        chosen = [uncertain_voxels(one, size, count=count, margin=margin, extent=extent) for one in coarse]
+        for sample, (index, _) in enumerate(chosen):
+            own = {name: features[name][sample, None] for name in self.feature_names if name in features}
+            picture = None if image is None else image[sample, None]
+            flat = labels[sample].view(-1)
+            for some in index.split(chunk):
+                logits = self._logits_at(some, size, shares, coarse[sample, None], own, picture)
+                flat[some] = logits[0].argmax(0).to(flat.dtype)
+        return Refinement(labels, unrefined, tuple(i for i, _ in chosen), tuple(u for _, u in chosen))
+
+    def _logits_at(
+        self,
+        index: Tensor,
+        size: Sequence[int],
+        extent: Sequence[float],
+        coarse: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor | None,
+    ) -> Tensor:
+        """The head's logits (1, K, N) at voxels of a target grid of one sample."""
+        whole = all(share == 1 for share in extent)
+        points = voxel_centres(index, size)[None]
+        if not whole:
+            points = points * points.new_tensor(extent)
+        at_points = sample_at(coarse, points)
+        return self.predict_points(points, at_points, features, image, grid=size if whole else None)
+
+    def _volumes(self, features: Mapping[str, Tensor], image: Tensor | None) -> list[Tensor]:
+        missing = [name for name in self.feature_names if name not in features]
+        if missing:
+            raise ValueError(f"features must hold {self.feature_names}, {missing} missing from {sorted(features)}")
+        volumes = [features[name] for name in self.feature_names]
+        if self.image_channels:
+            if image is None:
+                raise ValueError("image must be given to a head with image_channels, got None")
+            if image.shape[1] != self.image_channels:
+                raise ValueError(f"image must have {self.image_channels} channels, got {image.shape[1]}")
+            volumes.append(image)
+        return volumes
