@@ -299,7 +299,7 @@ def _dense_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis], o
                 start = offsets[slot] = block.load(plane)
                 for label in range(classes):
                     first = start + label * block.stride
-                    if kernels.largest_magnitude(block.bits, first, first + block.count) > LARGEST_FINITE:
+                    if kernels.largest_magnitude(block.bits[first : first + block.count]) > LARGEST_FINITE:
                         _refuse_not_finite()
         if targets.start < targets.stop:
             kernels.dense_slab(

@@ -17,9 +17,8 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("run", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS")
     options.add_argument("--checkpoint", choices=["last", "best"], default="last")
     chosen, overrides = options.parse_with_overrides(argv)
-    from vnet.report import print_run_summary
-
     from vnet.experiment import evaluate_run
+    from vnet.report import print_run_summary
 
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)
     print_run_summary(folder)

@@ -10,9 +10,8 @@ from vnet.config import load_config
 
 def main(argv: Sequence[str]) -> int:
     config = load_config(argv, prog="train.py", description=__doc__)
-    from vnet.report import print_run_summary
-
     from vnet.experiment import train_run
+    from vnet.report import print_run_summary
     from vnet.training import Preempted
 
     try:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pointrend.coordinates import voxel_centres
-from pointrend.render import render_labels
-from pointrend.sampling import sample_at, uncertain_voxels, uncertainty
 from torch import Tensor
 from torch.nn import functional as F
 
+from pointrend.coordinates import voxel_centres
+from pointrend.render import render_labels
+from pointrend.sampling import sample_at, uncertain_voxels, uncertainty
 from vnet.checkpoints import load_model
 from vnet.config import Axes, Config, cumulative_strides
 from vnet.data.preprocessing import Preprocessing

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from pointrend.refine import PointRend
 from torch import Tensor, nn
 
+from pointrend.refine import PointRend
 from vnet.config import Config, PointsConfig
 from vnet.losses import segmentation_terms
 from vnet.network import VNet, VNetOutput, build_network

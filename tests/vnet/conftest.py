@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from vnet.data.phantoms import write_phantoms
 
 TINY = {

@@ -166,7 +166,7 @@ def test_a_turned_copy_gives_the_same_anatomy(axes: str) -> None:
 # --- a trained run ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture()
+@pytest.fixture
 def trained(tiny: list[str]) -> Path:
     return train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
 

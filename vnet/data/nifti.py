@@ -179,7 +179,7 @@ def read_voxels(path: Path, header: Any, shape: tuple[int, ...]) -> np.ndarray:
     offset = max(int(header["vox_offset"]), header.sizeof_hdr + 4)
     with opened(path) as stream:
         stream.read(offset)
-        missing = fill(stream, memoryview(voxels.view(np.uint8)))
+        missing = fill(stream, voxels.view(np.uint8).data)
         rest = len(stream.read(TRAILING_BYTES + 1))
     if missing:
         raise InputError(f"{path}: truncated: {missing} bytes of its voxels are missing; copy or download it again")

@@ -36,7 +36,7 @@ class PhantomKind:
 
     Attributes:
         size: voxels (z, y, x), about; each volume differs by up to 12 %.
-        spacing_mm: (z, y, x), about; some volumes have slices a fifth thicker.
+        spacing_mm: (z, y, x), about; a third of the volumes have slices a fifth thicker, and fewer.
         organs: 1 or more.
         vessels: whether vessels are drawn and labelled.
         modality: MRI or CT.
@@ -48,7 +48,7 @@ class PhantomKind:
         ignore: share of the organ surfaces' voxels marked with an ignore label, 0 for none.
     """
 
-    size: tuple[int, int, int] = (40, 48, 40)
+    size: tuple[int, int, int] = (40, 42, 40)
     spacing_mm: tuple[float, float, float] = (1.25, 1.0, 1.0)
     organs: int = 2
     vessels: bool = True
@@ -177,9 +177,11 @@ def make_phantom(number: int, seed: int, kind: PhantomKind) -> tuple[np.ndarray,
     rng = np.random.default_rng([seed, number])
     size, spacing = kind.size, np.array(kind.spacing_mm)
     if kind.vary:
-        d, h, w = (max(8, round(n * f)) for n, f in zip(size, rng.uniform(0.88, 1.12, 3), strict=True))
+        thicker = rng.choice([1.0, 1.0, 1.2])
+        spacing[0] *= thicker
+        shares = rng.uniform(0.88, 1.12, 3) / (thicker, 1, 1)
+        d, h, w = (max(8, round(n * share)) for n, share in zip(size, shares, strict=True))
         size = (d, h, w)
-        spacing[0] *= rng.choice([1.0, 1.0, 1.2])
     box = np.array(size) * spacing
     anatomy = draw_anatomy(rng, box, float(spacing.max()), kind.organs, kind.vessels)
     paint = Paint.draw(rng, kind, box)

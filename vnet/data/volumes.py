@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from vnet.data.nifti import affine_fault, read_header, read_voxels
@@ -69,7 +70,7 @@ def canonical(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def spacing_zyx(affine: np.ndarray) -> tuple[float, float, float]:
     """Spacing in mm of the canonical axes."""
-    sizes = nib.affines.voxel_sizes(affine)
+    sizes = voxel_sizes(affine)
     order = io_orientation(affine)[:, 0].astype(int)
     x, y, z = (float(sizes[np.flatnonzero(order == axis)[0]]) for axis in range(3))
     return z, y, x
@@ -88,7 +89,7 @@ def read_image(paths: Sequence[Path | str]) -> Volume:
     first: Volume | None = None
     for path in map(Path, paths):
         header, shape, affine = read_header(path)
-        here = Volume(np.empty(0), spacing_zyx(affine), affine, shape[:3], header)
+        here = Volume(np.empty(0), spacing_zyx(affine), affine, (shape[0], shape[1], shape[2]), header)
         if first is not None and (fault := grid_fault(here, first)):
             raise InputError(f"{path}: {fault} than channel 0; resample the channels to one grid")
         first = first or here
@@ -127,7 +128,7 @@ def read_label(path: Path | str) -> Volume:
         raise InputError(f"{path}: the label is {len(shape)}-D {shape} where 3-D is due; keep one 3-D volume")
     voxels = read_voxels(path, header, shape)
     array = np.ascontiguousarray(canonical(as_whole(voxels, path), affine))
-    return Volume(array, spacing_zyx(affine), affine, shape[:3], header)
+    return Volume(array, spacing_zyx(affine), affine, (shape[0], shape[1], shape[2]), header)
 
 
 def as_whole(voxels: np.ndarray, path: Path) -> np.ndarray:

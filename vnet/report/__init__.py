@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from vnet.comparison import (
     usual_comparisons,
 )
 from vnet.config import Config
+from vnet.errors import InputError
 from vnet.refinement_report import ALL
 from vnet.report import text
 from vnet.report.refinement import by_bin, read_refinement
@@ -137,6 +139,8 @@ def build_report(
     Raises:
         InputError: nothing to compare, or tables that do not fit each other.
     """
+    if margin is not None and not 0 <= margin < math.inf:
+        raise InputError(f"the margin must be a Dice of 0 or more, got {margin}")
     study = read_study(paths)
     named = tuple(usual_comparisons(study) if comparisons is None else comparisons)
     margin = study.settings.get("margin") if margin is None else margin
@@ -168,10 +172,11 @@ def print_run_summary(folder: Path) -> None:
     study = read_study([folder / "cases.csv"])
     console = terminal()
     console.print(rich_table(scores_table(study)))
-    name = folder.parent.parent
+    run = folder.parent.parent if folder.parent.name == "evaluation" else folder
+    name = run.parent.parent
     for line in (
         f"curves and pictures:  tensorboard --logdir {name}",
-        f"predict:              python scripts/predict.py {folder} --input scan.nii.gz --output FOLDER",
+        f"predict:              python scripts/predict.py {run} --input scan.nii.gz --output FOLDER",
         f"compare with others:  python scripts/compare.py {name}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

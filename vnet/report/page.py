@@ -21,29 +21,36 @@ MAX_PICTURES = 12
 MAX_PICTURE_BYTES = 400_000
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2128; --soft: #59636e; --paper: #fff; --line: #d5dae0; --tint:
-#f3f6f9; } @media (prefers-color-scheme: dark) {
+:root { color-scheme: light dark; --ink: #1c2128; --soft: #59636e; --paper: #fff; --line: #d5dae0; --tint: #f3f6f9; }
+@media (prefers-color-scheme: dark) {
   :root { --ink: #e4e8ec; --soft: #9aa4ae; --paper: #14181d; --line: #353c45; --tint: #1d232a; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color:
-var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+body {
+  margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
+}
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
-p { max-width: 46rem; margin: .5rem 0; }
-.answer { font-size: 1.12rem; padding: .8rem 1.1rem; background: var(--tint); border-left: 4px solid #3d8fc4;
-  max-width: none; }
+p { max-width: 52rem; margin: .5rem 0; }
+.answer {
+  font-size: 1.12rem; padding: .8rem 1.1rem; max-width: none;
+  background: var(--tint); border-left: 4px solid #3d8fc4;
+}
 .note, figcaption { color: var(--soft); font-size: .88rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .7rem .28rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space:
-nowrap; } th { color: var(--soft); font-weight: 600; } .number { text-align: right; padding: .28rem 0 .28rem
-.9rem; } figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 52rem; height: auto; display: block; } figure svg text
-{ font-family: inherit !important; } figure img { max-width: 100%; height: auto; display: block; } .pair {
-display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 0 2rem; } pre { background:
-var(--tint); padding: .7rem 1rem; overflow-x: auto; font-size: .86rem; } @media print {
+th, td { padding: .28rem .7rem .28rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
+th.number, td.number { text-align: right; padding: .28rem 0 .28rem .9rem; }
+figure { margin: 1rem 0; }
+figure svg { width: 100%; max-width: 52rem; height: auto; display: block; }
+figure svg text { font-family: inherit !important; }
+figure img { max-width: 100%; height: auto; display: block; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 2rem; }
+pre { background: var(--tint); padding: .7rem 1rem; overflow-x: auto; font-size: .86rem; }
+@media print {
   :root { --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --tint: #f4f4f4; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .scroll { overflow: visible; }
