@@ -68,7 +68,7 @@ def uncertain_voxels(
     slack = ROUNDING * (max(-low, high) + 1)
     count = None if count is None else min(int(count), math.prod(size))
     if compiled is None:
-        compiled = False
+        compiled = logits.device.type == "cpu"
     if compiled:
         from pointrend._margin_search import search_compiled  # numba is imported on first use
 
