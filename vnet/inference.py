@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
 from pointrend.render import render_labels
-from pointrend.sampling import sample_at, uncertain_voxels, uncertainty
+from pointrend.sampling import sample_at, uncertainty
+from pointrend.uncertain import uncertain_voxels
 from vnet.checkpoints import load_model
 from vnet.config import Axes, Config, cumulative_strides
 from vnet.data.preprocessing import Preprocessing

@@ -229,7 +229,7 @@ class Trainer:
             return
         self.progress.bad_steps += 1
         if self.progress.bad_steps > self.config.training.max_bad_steps:
-            values = ", ".join(f"{name} {float(term):g}" for name, term in terms.items())
+            values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
             raise RunFault(
                 f"{self.run.folder}: {self.progress.bad_steps} steps with a non-finite loss or gradient, the last at "
                 f"step {self.progress.step} with cases {', '.join(names)} ({values}); lower training.learning_rate, "
@@ -241,15 +241,15 @@ class Trainer:
     ) -> None:
         board.scalars(
             self.progress.step,
-            {"loss/total": float(loss)}
-            | {f"loss/{name}": float(term) for name, term in terms.items()}
-            | {"optimiser/learning_rate": rate, "optimiser/gradient_norm": float(norm)}
+            {"loss/total": loss.item()}
+            | {f"loss/{name}": term.item() for name, term in terms.items()}
+            | {"optimiser/learning_rate": rate, "optimiser/gradient_norm": norm.item()}
             | {"optimiser/dropped_steps": float(self.progress.bad_steps), "speed/steps_per_second": 1 / seconds},
         )
 
     def note(self, terms: Mapping[str, Tensor]) -> str:
         """Loss, Dice and speed for the progress bar."""
-        loss = float(total_loss(terms, self.config.training))
+        loss = total_loss(terms, self.config.training).item()
         dice = f" Dice {float(self.history[-1]['dice']):.3f}" if self.history else ""
         return f"loss {loss:.3f}{dice} {1 / np.median(self.progress.step_seconds[-20:]):.1f} steps/s"
 

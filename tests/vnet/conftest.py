@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vnet.data.phantoms import write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
 
 TINY = {
     "network": {
@@ -29,7 +29,7 @@ TINY = {
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six small labelled volumes in a Decathlon folder; tests that change it copy it first."""
     root = tmp_path_factory.mktemp("data") / "phantoms"
-    write_phantoms(root, 6, seed=3, size=(20, 24, 28))
+    write_phantoms(root, 6, seed=3, kind=PhantomKind(size=(20, 24, 28)))
     return root
 
 
