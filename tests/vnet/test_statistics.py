@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from vnet.statistics import bootstrap_interval, holm, rank_biserial, summarise, verdict, wilcoxon
 
@@ -76,6 +77,23 @@ def test_wilcoxon_by_hand():
     assert wilcoxon(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == pytest.approx(2 / 2**5)  # all signs alike
     assert wilcoxon(np.zeros(4)) == 1.0
     assert math.isnan(wilcoxon(np.zeros(0)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 30))
+def test_without_ties_the_test_is_scipy_s_exact_one(seed, count):
+    values = np.random.default_rng(seed).normal(0.3, size=count)
+    assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values, method="exact").pvalue)
+
+
+def test_ties_and_zeros_are_exact_for_few_values():
+    # ranks 2.5, 2.5 and 4 after the zero's 1, which drops out: all 8 changes of sign reach |sum| >= 9 twice
+    assert wilcoxon(np.array([0.0, 1.0, 1.0, 3.0])) == pytest.approx(2 / 8)
+
+
+def test_many_ties_take_the_normal_approximation():
+    values = np.repeat([1.0, -1.0, 0.0], [20, 8, 5])
+    assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values, zero_method="pratt", method="asymptotic").pvalue)
 
 
 def test_rank_biserial_by_hand():
