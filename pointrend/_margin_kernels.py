@@ -71,18 +71,8 @@ def bound_cells(
 
 
 @numba.njit(cache=True, nogil=True)
-def _contenders(
-    logits: NDArray, ranked: NDArray, classes: NDArray, corners: NDArray, members: NDArray, totals: NDArray
-) -> int:
-    """Write the classes that may be first or second somewhere in a cell to `members`; their number.
-
-    A class is out if at every corner it is at most the lower of two others: so it is then after any convex mix.
-    """
-    count = logits.shape[0]
-    if count <= 3:
-        for k in range(count):
-            members[k] = k
-        return count
+def _leaders(classes: NDArray, corners: NDArray, members: NDArray) -> int:
+    """Write the classes that come first or second at some corner to `members`; their number."""
     found = 0
     for rank in range(2):
         for c in range(8):
@@ -93,37 +83,116 @@ def _contenders(
             if not known:
                 members[found] = label
                 found += 1
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _leading_pair(logits: NDArray, corners: NDArray, members: NDArray, found: int) -> tuple[int, int]:
+    """The two of the first `found` members with the highest sums over the corners."""
+    first, second = members[0], members[0]
+    highest, next_highest = np.float32(-np.inf), np.float32(-np.inf)
+    for m in range(found):
+        total = np.float32(0)
+        for c in range(8):
+            total += logits[members[m], corners[c]]
+        if total > highest:
+            first, second = members[m], first
+            highest, next_highest = total, highest
+        elif total > next_highest:
+            second, next_highest = members[m], total
+    return first, second
+
+
+@numba.njit(cache=True, nogil=True)
+def _contenders(logits: NDArray, ranked: NDArray, classes: NDArray, corners: NDArray, members: NDArray) -> int:
+    """Write the classes that may be first or second somewhere in a cell to `members`; their number.
+
+    A class is out if at every corner it is at most the lower of two others: so it is then after any convex mix.
+    """
+    count = logits.shape[0]
+    if count <= 3:
+        for k in range(count):
+            members[k] = k
+        return count
+    found = _leaders(classes, corners, members)
     if found == 2:  # the same two lead at every corner
         return 2
-    for m in range(found):
-        totals[m] = 0
-        for c in range(8):
-            totals[m] += logits[members[m], corners[c]]
-    a, b = 0, 1
-    if totals[b] > totals[a]:
-        a, b = b, a
-    for m in range(2, found):
-        if totals[m] > totals[a]:
-            a, b = m, a
-        elif totals[m] > totals[b]:
-            b = m
-    first, second = members[a], members[b]
-    thirds_out = True
+    first, second = _leading_pair(logits, corners, members, found)
+    floor = np.empty(8, np.float32)
+    thirds_out = found <= 4
     for c in range(8):
-        at = corners[c]
-        thirds_out = thirds_out and ranked[2, at] <= min(logits[first, at], logits[second, at])
-    if thirds_out and found <= 4:
+        floor[c] = min(logits[first, corners[c]], logits[second, corners[c]])
+        thirds_out = thirds_out and ranked[2, corners[c]] <= floor[c]
+    if thirds_out:
         return found
     kept = 0
     for k in range(count):
-        needed = k == first or k == second
+        needed = k in (first, second)
         for c in range(8):
-            at = corners[c]
-            needed = needed or logits[k, at] > min(logits[first, at], logits[second, at])
+            needed = needed or logits[k, corners[c]] > floor[c]
         if needed:
             members[kept] = k
             kept += 1
     return kept
+
+
+@numba.njit(cache=True, nogil=True)
+def _row_margins(ends: NDArray, kept: int, weights: NDArray, margins: NDArray, second: NDArray) -> None:
+    """Best minus second-best of classes interpolated between two ends (kept, 2), at each weight."""
+    one = np.float32(1)
+    for t in range(len(weights)):
+        v0 = ends[0, 0] * (one - weights[t]) + ends[0, 1] * weights[t]
+        v1 = ends[1, 0] * (one - weights[t]) + ends[1, 1] * weights[t]
+        margins[t] = max(v0, v1)
+        second[t] = min(v0, v1)
+    for m in range(2, kept):
+        for t in range(len(weights)):
+            v = ends[m, 0] * (one - weights[t]) + ends[m, 1] * weights[t]
+            second[t] = max(second[t], min(margins[t], v))
+            margins[t] = max(margins[t], v)
+    for t in range(len(weights)):
+        margins[t] -= second[t]
+
+
+@numba.njit(cache=True, nogil=True)
+def _cell_margins(
+    values: NDArray, kept: int, wz: NDArray, wy: NDArray, wx: NDArray, face: NDArray, second: NDArray, margins: NDArray
+) -> None:
+    """Margins of a cell's voxels, an axis after the other.
+
+    values (kept, 8) corner logits; face (kept, 6) and second are scratch; margins (len(wz) * len(wy) * len(wx),).
+    """
+    one = np.float32(1)
+    ends = face[:, 4:]
+    row = 0
+    for i in range(len(wz)):
+        for m in range(kept):
+            for c in range(4):
+                face[m, c] = values[m, c] * (one - wz[i]) + values[m, 4 + c] * wz[i]
+        for j in range(len(wy)):
+            for m in range(kept):
+                ends[m, 0] = face[m, 0] * (one - wy[j]) + face[m, 2] * wy[j]
+                ends[m, 1] = face[m, 1] * (one - wy[j]) + face[m, 3] * wy[j]
+            _row_margins(ends, kept, wx, margins[row : row + len(wx)], second)
+            row += len(wx)
+
+
+@numba.njit(cache=True, nogil=True)
+def _push_near(
+    margins: NDArray, limit: float, first: NDArray, stop: NDArray, size: NDArray, keys: NDArray, found: int
+) -> int:
+    """Append the keys of a cell's voxels with a margin of at most `limit`; keys now held."""
+    bits = margins.view(np.uint32)
+    voxel = 0
+    for i in range(first[0], stop[0]):
+        for j in range(first[1], stop[1]):
+            row = (i * size[1] + j) * size[2]
+            for t in range(first[2], stop[2]):
+                # written always, kept only if near: no branch to mispredict
+                keys[found] = (np.uint64(bits[voxel]) << np.uint64(32)) | np.uint64(row + t)
+                found += margins[voxel] <= limit
+                voxel += 1
+    return found
 
 
 @numba.njit(cache=True, nogil=True)
@@ -137,83 +206,51 @@ def gather(
     weights: NDArray,
     cells: NDArray,
     bounds: NDArray,
-    first: int,
+    position: int,
     step: int,
     cut: float,
     keys: NDArray,
     found: int,
 ) -> tuple[int, int]:
-    """Append the keys of voxels with a margin of at most `cut` in cells[first::step] to keys[found:].
+    """Append the keys of voxels with a margin of at most `cut` in cells[position::step] to keys[found:].
 
     Stops where a bound passes `cut` (cells come in the order of their bounds) or where the next cell might not fit.
 
     Args:
         logits: (K, V); ranked, classes: as from `rank_classes`; shape, size: (3,) of source and target.
         starts: as in `bound_cells`; weights: (3, longest target axis) float32.
-        keys: uint64, margin bits above the flat target index.
+        keys: uint64, margin bits above the flat target index; one more than the voxels of a cell at least.
 
     Returns:
         Keys now held, and the position in `cells` to go on from (at least len(cells) when done).
     """
-    count = logits.shape[0]
-    members = np.empty(max(count, 16), np.int64)
-    totals = np.empty(max(count, 16), np.float32)
-    corners = np.empty(8, np.int64)
-    deep = np.empty((count, 4), np.float32)
-    flat = np.empty((count, 2), np.float32)
-    longest = np.max(starts[2, 1 : shape[2] + 1] - starts[2, : shape[2]])
-    best = np.empty(longest, np.float32)
-    second = np.empty(longest, np.float32)
-    bits = best.view(np.uint32)
-    one = np.float32(1)
-    limit = np.float32(cut)
-    position = first
+    count, limit = logits.shape[0], np.float32(cut)
+    members, corners = np.empty(max(count, 16), np.int64), np.empty(8, np.int64)
+    values, face = np.empty((count, 8), np.float32), np.empty((count, 6), np.float32)
+    longest = [np.max(starts[a, 1 : shape[a] + 1] - starts[a, : shape[a]]) for a in range(3)]
+    margins, second = np.empty(longest[0] * longest[1] * longest[2], np.float32), np.empty(longest[2], np.float32)
+    at, first, stop = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3, np.int64)
+    strides = np.array([shape[1] * shape[2], shape[2], 1])
     while position < len(cells):
         cell = cells[position]
         if bounds[cell] > limit:
             return found, len(cells)
-        z, rest = cell // (shape[1] * shape[2]), cell % (shape[1] * shape[2])
-        y, x = rest // shape[2], rest % shape[2]
-        x_first, wide = starts[2, x], starts[2, x + 1] - starts[2, x]
-        voxels = (starts[0, z + 1] - starts[0, z]) * (starts[1, y + 1] - starts[1, y]) * wide
-        if found + voxels > len(keys):
+        for axis in range(3):
+            at[axis] = cell // strides[axis] % shape[axis]
+            first[axis], stop[axis] = starts[axis, at[axis]], starts[axis, at[axis] + 1]
+        if found + (stop[0] - first[0]) * (stop[1] - first[1]) * (stop[2] - first[2]) >= len(keys):
             return found, position
-        below = shape[1] * shape[2] if z + 1 < shape[0] else 0
-        down = shape[2] if y + 1 < shape[1] else 0
-        right = 1 if x + 1 < shape[2] else 0
         for c in range(8):
-            corners[c] = cell + (c >> 2) * below + ((c >> 1) & 1) * down + (c & 1) * right
-        kept = _contenders(logits, ranked, classes, corners, members, totals)
-        for i in range(starts[0, z], starts[0, z + 1]):
-            wz = weights[0, i]
-            for m in range(kept):
-                for c in range(4):
-                    deep[m, c] = (
-                        logits[members[m], corners[c]] * (one - wz) + logits[members[m], corners[4 + c]] * wz
-                    )
-            for j in range(starts[1, y], starts[1, y + 1]):
-                wy = weights[1, j]
-                for m in range(kept):
-                    flat[m, 0] = deep[m, 0] * (one - wy) + deep[m, 2] * wy
-                    flat[m, 1] = deep[m, 1] * (one - wy) + deep[m, 3] * wy
-                for t in range(wide):
-                    wx = weights[2, x_first + t]
-                    v0 = flat[0, 0] * (one - wx) + flat[0, 1] * wx
-                    v1 = flat[1, 0] * (one - wx) + flat[1, 1] * wx
-                    best[t] = max(v0, v1)
-                    second[t] = min(v0, v1)
-                for m in range(2, kept):
-                    for t in range(wide):
-                        wx = weights[2, x_first + t]
-                        v = flat[m, 0] * (one - wx) + flat[m, 1] * wx
-                        second[t] = max(second[t], min(best[t], v))
-                        best[t] = max(best[t], v)
-                start = np.uint64((i * size[1] + j) * size[2] + x_first)
-                for t in range(wide):
-                    best[t] -= second[t]
-                for t in range(wide):
-                    # written always, kept only if near: no branch to mispredict
-                    keys[found] = (np.uint64(bits[t]) << np.uint64(32)) | (start + np.uint64(t))
-                    found += best[t] <= limit
+            corners[c] = cell
+            for axis in range(3):
+                if (c >> (2 - axis)) & 1 and at[axis] + 1 < shape[axis]:
+                    corners[c] += strides[axis]
+        kept = _contenders(logits, ranked, classes, corners, members)
+        for m in range(kept):
+            for c in range(8):
+                values[m, c] = logits[members[m], corners[c]]
+        wz, wy = weights[0, first[0] : stop[0]], weights[1, first[1] : stop[1]]
+        _cell_margins(values, kept, wz, wy, weights[2, first[2] : stop[2]], face, second, margins)
+        found = _push_near(margins, limit, first, stop, size, keys, found)
         position += step
     return found, position

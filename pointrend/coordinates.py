@@ -32,6 +32,21 @@ def voxel_centres(index: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack(axes[::-1], dim=-1)
 
 
+def extent_centres(index: Tensor, size: Sequence[int], extent: Sequence[float]) -> Tensor:
+    """`voxel_centres` of a grid that fills only a share of the cube, from its origin.
+
+    Args:
+        index: (...) int64, flat indices into `size`.
+        size: voxels per axis of the grid.
+        extent: share of the cube that the grid fills, per axis, in (0, 1].
+
+    Returns:
+        (..., ndim) float32 in the unit cube that `extent` is a share of.
+    """
+    points = voxel_centres(index, size)
+    return points if all(share == 1 for share in extent) else points * points.new_tensor(extent)
+
+
 def flat_index(points: Tensor, size: Sequence[int]) -> Tensor:
     """Flat (row-major) index of the voxel that each point lies in; the inverse of `voxel_centres`.
 

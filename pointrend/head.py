@@ -44,6 +44,7 @@ class PointHead(nn.Module):
 
     def reset_parameters(self) -> None:
         for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.logits.weight, std=0.001)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointrend.coordinates import check_extent, check_size, voxel_centres
+from pointrend.coordinates import check_extent, check_size, extent_centres, voxel_centres
 from pointrend.head import PointHead
 from pointrend.render import render_labels
-from pointrend.sampling import read_at, sample_at, training_voxels, uncertain_voxels
+from pointrend.sampling import read_at, sample_at, training_voxels
+from pointrend.subdivision import Change, Field, step_sizes
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ class PointRend(nn.Module):
         count: int | None = None,
         margin: float | None = None,
         extent: Sequence[float] | None = None,
+        steps: int = 1,
         chunk: int = 65536,
+        check: bool = False,
     ) -> Refinement:
         """Labels on any grid: the head's at uncertain voxels, those of the up-sampled coarse logits elsewhere.
 
@@ -206,44 +210,63 @@ class PointRend(nn.Module):
             features: as in `predict_points`.
             image: as in `predict_points`.
             size: voxels per axis of the target grid.
-            count: ask the head about at most this many voxels per sample, the most uncertain.
-            margin: ask only where best minus second-best coarse logit is at most this. At least one of the two.
+            count: ask the head about at most this many voxels per sample and step, the most uncertain.
+            margin: ask only where best minus second-best logit is at most this. At least one of the two.
             extent: share of the unit cube that the target grid spans, per axis, from the origin.
+            steps: grids to refine in turn, each twice as fine as the one before (the paper's subdivision); one goes
+                straight to the target. The head reads the coarse logits in every step; what it changed moves the
+                choice of later voxels and the labels next to refined ones.
             chunk: points at once.
+            check: ask the head about every voxel as well, to report the share that differs. Slow.
 
         Raises:
             ValueError: shapes that disagree, or numbers out of range.
         """
         shares = check_extent(extent, coarse.ndim - 2)
         size = check_size(size, coarse.ndim - 2)
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        grids = step_sizes(coarse.shape[2:], size, steps, count)
         unrefined = torch.as_tensor(render_labels(coarse, size, extent=extent))
         labels = unrefined.clone()
-        chosen = [uncertain_voxels(one, size, count=count, margin=margin, extent=extent) for one in coarse]
-        for sample, (index, _) in enumerate(chosen):
-            own = {name: features[name][sample, None] for name in self.feature_names if name in features}
+        chosen, differing = [], 0
+        for sample in range(len(coarse)):
+            own = {name: maps[sample, None] for name, maps in features.items() if name in self.feature_names}
             picture = None if image is None else image[sample, None]
-            flat = labels[sample].view(-1)
-            for some in index.split(chunk):
-                logits = self._logits_at(some, size, shares, coarse[sample, None], own, picture)
-                flat[some] = logits[0].argmax(0).to(flat.dtype)
-        return Refinement(labels, unrefined, tuple(i for i, _ in chosen), tuple(u for _, u in chosen))
+            ask = partial(self._logits_at, coarse[sample, None], shares, own, picture)
+            field, flat = Field(coarse[sample], shares), labels[sample].view(-1)
+            for grid in grids[:-1]:
+                index, _ = field.uncertain(grid, count=count, margin=margin)
+                delta = [ask(some, grid) - field.at(some, grid) for some in index.split(chunk)]
+                field = field.with_change(Change(grid, index, torch.cat(delta, dim=1)))
+            chosen.append(field.uncertain(size, count=count, margin=margin))
+            _write_labels(flat, field.changed(size), partial(field.at, size=size), chunk)
+            _write_labels(flat, chosen[-1][0], partial(ask, size=size), chunk)
+            if check:
+                dense = flat.clone()
+                _write_labels(dense, torch.arange(len(flat), device=flat.device), partial(ask, size=size), chunk)
+                differing += int((dense != flat).sum())
+        return Refinement(
+            labels,
+            unrefined,
+            tuple(index for index, _ in chosen),
+            tuple(doubt for _, doubt in chosen),
+            differing / labels.numel() if check else None,
+        )
 
     def _logits_at(
         self,
-        index: Tensor,
-        size: Sequence[int],
-        extent: Sequence[float],
         coarse: Tensor,
+        extent: tuple[float, ...],
         features: Mapping[str, Tensor],
         image: Tensor | None,
+        index: Tensor,
+        size: Sequence[int],
     ) -> Tensor:
-        """The head's logits (1, K, N) at voxels of a target grid of one sample."""
-        whole = all(share == 1 for share in extent)
-        points = voxel_centres(index, size)[None]
-        if not whole:
-            points = points * points.new_tensor(extent)
-        at_points = sample_at(coarse, points)
-        return self.predict_points(points, at_points, features, image, grid=size if whole else None)
+        """The head's logits (K, N) at voxels of a target grid of one sample; the volumes have a batch of 1."""
+        points = extent_centres(index, size, extent)[None]
+        grid = size if all(share == 1 for share in extent) else None
+        return self.predict_points(points, sample_at(coarse, points), features, image, grid=grid)[0]
 
     def _volumes(self, features: Mapping[str, Tensor], image: Tensor | None) -> list[Tensor]:
         missing = [name for name in self.feature_names if name not in features]
@@ -257,3 +280,9 @@ class PointRend(nn.Module):
                 raise ValueError(f"image must have {self.image_channels} channels, got {image.shape[1]}")
             volumes.append(image)
         return volumes
+
+
+def _write_labels(labels: Tensor, index: Tensor, logits_at: Callable[[Tensor], Tensor], chunk: int) -> None:
+    """Write the best class of logits_at(index) (K, N) into flat labels, `chunk` voxels at a time."""
+    for some in index.split(chunk):
+        labels[some] = logits_at(some).argmax(0).to(labels.dtype)
