@@ -175,8 +175,8 @@ def read_case(case: Case) -> tuple[CaseFacts | None, list[str]]:
         label = None if case.label is None else read_label(case.label)
     except InputError as error:
         faults += error.faults
-    if image is not None and label is not None and (fault := grid_fault(label, image)):
-        faults.append(f"{case.label}: {fault} than that of its image; resample the label to the image's grid")
+    if image is not None and label is not None and (fault := grid_fault(label, image, "its image")):
+        faults.append(f"{case.label}: {fault}; resample the label to the image's grid")
     if image is None or faults:
         return None, [f"case {case.name}: {fault}" for fault in faults]
     return describe(image, label), []

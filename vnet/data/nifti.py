@@ -77,9 +77,7 @@ def read_header(path: Path) -> tuple[Any, tuple[int, ...], np.ndarray]:
     with opened(path) as stream:
         header = parse_header(path, stream.read(540))
     shape = read_shape(path, header)
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise InputError(f"{path}: voxels of type {dtype} are not read; convert them to integers or floats")
+    refuse_strange(path, header)
     refuse_unbounded(path, header, shape)
     affine = read_affine(path, header)
     if fault := affine_fault(affine):
@@ -119,6 +117,17 @@ def read_shape(path: Path, header: Any) -> tuple[int, ...]:
     if len(sizes) > 4:
         raise InputError(f"{path}: {len(sizes)}-D (shape {tuple(sizes)}) where 3-D, or 4-D with channels, is due")
     return tuple(sizes)
+
+
+def refuse_strange(path: Path, header: Any) -> None:
+    """Refuse voxels that are not real numbers of at most 8 bytes."""
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError:
+        raise InputError(f"{path}: damaged header (datatype {int(header['datatype'])}); convert the volume") from None
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        name = "RGB" if dtype.fields else dtype.name
+        raise InputError(f"{path}: voxels of type {name} are not read; convert them to integers or floats")
 
 
 def refuse_unbounded(path: Path, header: Any, shape: tuple[int, ...]) -> None:

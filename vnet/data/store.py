@@ -135,7 +135,7 @@ class CaseStore:
         except InputError as error:
             raise RunFault([f"case {case.name}: {fault}" for fault in error.faults]) from None
         if fault := grid_fault(label, volume):
-            raise RunFault(f"case {case.name}: {case.label}: {fault} than that of its image; mend the label")
+            raise RunFault(f"case {case.name}: {case.label}: {fault}; mend the label")
         marked = self.preprocessing.apply_label(label)
         return Prepared(self.preprocessing.apply(volume), marked, structure_places(marked, self.ignore))
 

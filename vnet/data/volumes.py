@@ -90,8 +90,8 @@ def read_image(paths: Sequence[Path | str]) -> Volume:
     for path in map(Path, paths):
         header, shape, affine = read_header(path)
         here = Volume(np.empty(0), spacing_zyx(affine), affine, (shape[0], shape[1], shape[2]), header)
-        if first is not None and (fault := grid_fault(here, first)):
-            raise InputError(f"{path}: {fault} than channel 0; resample the channels to one grid")
+        if first is not None and (fault := grid_fault(here, first, "channel 0")):
+            raise InputError(f"{path}: {fault}; resample the channels to one grid")
         first = first or here
         voxels = read_voxels(path, header, shape)
         four = voxels.reshape(*shape[:3], -1)
@@ -144,14 +144,14 @@ def as_whole(voxels: np.ndarray, path: Path) -> np.ndarray:
     return whole
 
 
-def grid_fault(one: Volume, other: Volume) -> str | None:
-    """How two volumes' grids differ, None where they are the same."""
+def grid_fault(one: Volume, other: Volume, whose: str = "the other") -> str | None:
+    """How a volume's grid differs from another, None where they are the same."""
     if one.shape != other.shape:
-        return f"shape {one.shape} is other ({other.shape})"
+        return f"shape {one.shape} differs from {other.shape} of {whose}"
     ends = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*one.shape, 1]
     apart = np.abs((one.affine - other.affine) @ ends.T).max()
     if apart > GRID_TOLERANCE * min(one.spacing_mm):
-        return f"affine is other (corners {apart:.3g} mm apart)"
+        return f"affine differs from that of {whose}, corners lie {apart:.3g} mm apart"
     return None
 
 

@@ -1,0 +1,206 @@
+"""Layouts, and descriptions that are refused. Run: pytest tests/data/test_dataset.py"""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vnet.data.dataset import open_dataset, path_fault
+from vnet.data.volumes import read_image
+from vnet.errors import InputError
+
+
+def test_a_decathlon_folder_is_read_sorted_by_name(decathlon):
+    root = decathlon(3)
+    dataset = open_dataset(root)
+    assert dataset.name == "Task"
+    assert dataset.structures == ("background", "near", "far")
+    assert dataset.modalities == ("MRI",)
+    assert dataset.ignore is None
+    assert dataset.faults == ()
+    assert [case.name for case in dataset.cases] == ["case_00", "case_01", "case_02"]
+    assert dataset.cases[1].images == (root / "imagesTr/case_01.nii.gz",)
+    assert dataset.cases[1].label == root / "labelsTr/case_01.nii.gz"
+
+
+def test_a_case_without_label_is_kept_apart(decathlon):
+    root = decathlon(3)
+    text = json.loads((root / "dataset.json").read_text())
+    del text["training"][0]["label"]
+    (root / "dataset.json").write_text(json.dumps(text))
+    dataset = open_dataset(root)
+    assert dataset.cases[2].label is None
+    assert [case.name for case in dataset.labelled] == ["case_00", "case_01"]
+
+
+def nnunet(root, save, **changes):
+    for name in ("b", "a"):
+        for channel in range(2):
+            save(root / f"imagesTr/{name}_{channel:04d}.nii.gz", np.full((5, 4, 3), channel, np.float32))
+        save(root / f"labelsTr/{name}.nii.gz", np.zeros((5, 4, 3), np.uint8))
+    text = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "organ": 1, "ignore": 2},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(text | changes))
+    return root
+
+
+def test_nnunets_raw_layout_is_read_as_it_is(tmp_path, save):
+    dataset = open_dataset(nnunet(tmp_path / "Dataset001_Organ", save))
+    assert dataset.name == "Dataset001_Organ"
+    assert dataset.structures == ("background", "organ")
+    assert dataset.ignore == 2
+    assert dataset.modalities == ("T1", "T2")
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    assert read_image(dataset.cases[0].images).array[:, 0, 0, 0].tolist() == [0, 1]
+
+
+def test_a_missing_channel_is_named(tmp_path, save):
+    root = nnunet(tmp_path / "d", save)
+    (root / "imagesTr/a_0001.nii.gz").unlink()
+    dataset = open_dataset(root)
+    assert dataset.faults == ("case a: imagesTr/a_0001.nii.gz is not there; restore the file or take the case out",)
+    assert [case.name for case in dataset.cases] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"file_ending": ".png"}, r"file_ending must be one of .*, got '.png'; convert"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2]}},
+            r"value of 'whole' must be a whole number, got \[1, 2\]; regions",
+        ),
+        ({"channel_names": {"1": "T1"}}, r'must number its channels "0", "1"'),
+    ],
+)
+def test_nnunet_descriptions_that_cannot_serve(changes, message, tmp_path, save):
+    with pytest.raises(InputError, match=message):
+        open_dataset(nnunet(tmp_path / "d", save, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "labels must map label values to names, got None"),
+        (
+            {"labels": {"0": "background", "2": "far"}},
+            r"must be 0 \(background\), 1, 2, ... without gaps, got \[0, 2\]",
+        ),
+        ({"labels": {"0": "background"}}, r"without gaps, got \[0\]"),
+        ({"labels": {"0": "background", "1.5": "far"}}, "must be a whole number, got '1.5'"),
+        (
+            {"labels": {"0": "background", "1": "two\nlines"}},
+            r"name of 1 must be one printable line, got 'two\\nlines'",
+        ),
+        ({"labels": {"0": "background", "1": "a", "2": "a"}}, "name 'a' is given twice"),
+        ({"labels": {"0": "background", "00": "a", "1": "b"}}, "value 0 is given twice"),
+        ({"modality": []}, r"must map channel numbers to names"),
+        ({"modality": {"0": 7}}, r"must number its channels"),
+        ({"name": "a\x1b[2J"}, r"dataset.json: name must be one printable line"),
+        ({"training": 3}, "training must be a list of cases, got 3"),
+        ({"training": []}, "no training cases found"),
+        ({"training": ["a.nii.gz"]}, r'training\[0\] must be \{"image": path'),
+        ({"training": [{"image": 3}]}, r'training\[0\] must be \{"image": path'),
+        (
+            {"training": [{"image": "/etc/passwd.nii"}]},
+            r"training\[0\].image: path leaves the data set, got '/etc/passwd.nii'",
+        ),
+        ({"training": [{"image": "a/../../b.nii"}]}, r"path leaves the data set"),
+        ({"training": [{"image": "a.nii", "label": "../b.nii"}]}, r"training\[0\].label: path leaves the data set"),
+        ({"training": [{"image": "C:\\a.nii"}]}, r"path leaves the data set"),
+        ({"training": [{"image": "a\nb.nii"}]}, r"file name must be printable, got 'a\\nb.nii'; rename"),
+        ({"training": [{"image": "a.png"}]}, r"must end in .nii.gz or .nii, got 'a.png'; convert"),
+        ({"training": [{"image": ""}]}, r"file name must be printable, got ''"),
+    ],
+)
+def test_descriptions_that_cannot_serve(changes, message, decathlon):
+    with pytest.raises(InputError, match=message):
+        open_dataset(decathlon(1, **changes))
+
+
+def test_all_faults_of_a_description_come_at_once(decathlon):
+    with pytest.raises(InputError) as caught:
+        open_dataset(decathlon(1, labels={"0": "background", "2": "far"}, modality=None, name=3))
+    assert len(caught.value.faults) == 3
+
+
+def test_faulty_cases_are_left_out_and_their_faults_kept(decathlon):
+    root = decathlon(3)
+    text = json.loads((root / "dataset.json").read_text())
+    text["training"][0]["image"] = "/outside.nii"
+    text["training"].append(text["training"][1])
+    (root / "dataset.json").write_text(json.dumps(text))
+    (root / "labelsTr/case_00.nii.gz").unlink()
+    dataset = open_dataset(root)
+    assert [case.name for case in dataset.cases] == ["case_01"]
+    assert [fault.split(";")[0] for fault in dataset.faults] == [
+        "dataset.json: training[0].image: path leaves the data set, got '/outside.nii'",
+        "case case_00: labelsTr/case_00.nii.gz is not there",
+        "case case_01: named twice in dataset.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "must hold an object, got list"),
+        (b'{"labels": ' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_files_that_hold_no_description(content, message, tmp_path):
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"dataset\.json: {message}"):
+        open_dataset(tmp_path)
+
+
+def test_a_missing_folder_or_description_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none: no such folder; name the folder that holds dataset.json"):
+        open_dataset(tmp_path / "none")
+    with pytest.raises(InputError, match=r"dataset.json: no such file"):
+        open_dataset(tmp_path)
+
+
+def test_links_on_disk_are_followed(decathlon, tmp_path):
+    root = decathlon(1)
+    (root / "imagesTr").rename(tmp_path / "elsewhere")
+    (root / "imagesTr").symlink_to(tmp_path / "elsewhere")
+    assert open_dataset(root).faults == ()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text())
+def test_a_path_that_passes_stays_inside(text):
+    if path_fault(text) is None:
+        parts = text.split("/")
+        assert not text.startswith("/")
+        assert ".." not in parts
+        assert text.isprintable()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.dictionaries(
+        st.sampled_from(["name", "labels", "modality", "channel_names", "training", "file_ending"]), json_values
+    )
+)
+def test_any_description_is_read_or_refused(tmp_path_factory, text):
+    root = tmp_path_factory.mktemp("fuzz")
+    (root / "dataset.json").write_text(json.dumps(text))
+    with pytest.raises(InputError):
+        open_dataset(root)
