@@ -23,6 +23,7 @@ from vnet.statistics import Paired, holm, summarise, verdict
 
 KEYS = ["fold", "seed", "case", "structure"]
 REQUIRED = ("arm", *KEYS, "refined", "dice", "surface_dice", "hd95_mm", "assd_mm")
+PROPERTIES = ("truth_ml", "predicted_ml", "thinness")
 MEAN = "mean"  # of the foreground structures of a case
 UNREFINED = ":unrefined"
 USUAL = (
@@ -82,8 +83,17 @@ class Study:
         """The `study` section of the runs' config, empty where there is none."""
         return next((run.config["study"] for run in self.runs if isinstance(run.config.get("study"), dict)), {})
 
+    @cached_property
+    def _sides(self) -> dict[str, pd.DataFrame]:
+        return {}
+
     def side(self, name: str) -> pd.DataFrame:
         """Rows of a side, indexed by fold, seed, case and structure."""
+        if name not in self._sides:
+            self._sides[name] = self._find_side(name)
+        return self._sides[name]
+
+    def _find_side(self, name: str) -> pd.DataFrame:
         arm = name.removesuffix(UNREFINED)
         refined = arm in self.heads and not name.endswith(UNREFINED)
         rows = self.cases[(self.cases["arm"] == arm) & (self.cases["refined"] == refined)]
@@ -194,7 +204,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if missing:
         raise InputError(f"{path}: lacks the columns {', '.join(missing)}; is it a cases.csv of this project?")
     faults = []
-    for name in ("seed", *(metric for metric in METRICS if metric in frame)):
+    for name in ("seed", *(column for column in (*METRICS, *PROPERTIES) if column in frame)):
         try:
             frame[name] = pd.to_numeric(frame[name])
         except (ValueError, TypeError):
@@ -280,9 +290,7 @@ def paired_cases(study: Study, comparison: str, structure: str, metric: str) -> 
     Pairs that are blank in either side are left out; under `MEAN`, both sides average over the same
     structures.
     """
-    pairs = _structure_pairs(study, comparison, structure, metric).dropna()
-    means = pairs.groupby(["fold", "seed", "case"])[["first", "second"]].mean().reset_index()
-    return means.assign(difference=means["first"] - means["second"])
+    return _case_means(_structure_pairs(study, comparison, structure, metric))
 
 
 def arm_means(study: Study) -> pd.DataFrame:
@@ -321,10 +329,15 @@ def _structure_pairs(study: Study, comparison: str, structure: str, metric: str)
     return pairs if structure == MEAN else pairs[pairs.index.get_level_values("structure") == structure]
 
 
+def _case_means(pairs: pd.DataFrame) -> pd.DataFrame:
+    means = pairs.dropna().groupby(["fold", "seed", "case"])[["first", "second"]].mean().reset_index()
+    return means.assign(difference=means["first"] - means["second"])
+
+
 def _paired(study: Study, comparison: str, structure: str, metric: str) -> tuple[Paired | None, int]:
     pairs = _structure_pairs(study, comparison, structure, metric)
     one_sided = int((pairs["first"].isna() ^ pairs["second"].isna()).sum())
-    table = paired_cases(study, comparison, structure, metric)
+    table = _case_means(pairs)
     if table.empty:
         return None, one_sided
     return summarise(table, higher_is_better=HIGHER_IS_BETTER[metric]), one_sided

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,8 @@ def bootstrap_interval(
 
     Cases are drawn with replacement; runs that share a case see the same draw, as its difficulty is shared.
     From `RUNS_TO_RESAMPLE` runs on the runs are drawn as well, so that the interval also speaks of networks
-    trained again. The percentiles are those of Hesterberg's expanded interval (The American Statistician 69,
-    2015, section 4.4), as plain percentiles are too narrow for few cases.
+    trained again. The percentiles are those of Hesterberg's expanded interval (The American Statistician 69, 2015),
+    as plain percentiles are too narrow for few cases.
 
     Args:
         table: (runs, cases), NaN where a run does not hold the case; every run and case holds a value.
@@ -102,14 +103,9 @@ def bootstrap_interval(
     runs, cases = table.shape
     if cases < 2:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
+    case_weights, run_weights = _draws(runs, cases, resamples, seed)
     known = np.isfinite(table)
     values = np.where(known, table, 0.0)
-    case_weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(float)
-    if runs >= RUNS_TO_RESAMPLE:
-        run_weights = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples).astype(float)
-    else:
-        run_weights = np.ones((resamples, runs))
     # mean over a case's drawn runs, then over the drawn cases; a case of which no run was drawn is left out
     drawn = run_weights @ known  # (resamples, cases)
     means = np.divide(run_weights @ values, drawn, out=np.zeros_like(drawn), where=drawn > 0)
@@ -119,6 +115,16 @@ def bootstrap_interval(
     tail = stats.norm.cdf(np.sqrt(cases / (cases - 1)) * stats.t.ppf((1 - level) / 2, cases - 1))
     low, high = np.quantile(estimates, [tail, 1 - tail])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _draws(runs: int, cases: int, resamples: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How often each resample holds each case, and each run; one row for all where runs are not drawn."""
+    rng = np.random.default_rng(seed)
+    case_weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(float)
+    if runs < RUNS_TO_RESAMPLE:
+        return case_weights, np.ones((1, runs))
+    return case_weights, rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples).astype(float)
 
 
 def wilcoxon(values: NDArray[np.float64]) -> float:

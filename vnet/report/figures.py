@@ -125,12 +125,39 @@ def calibration(counts: Counts) -> Figure:
         x = [bins.index(b) for b in table]
         for wrong, colour, when in ((before, GREY, "before"), (after, BLUE, "after")):
             axes.plot(x, 100 * wrong / refined, color=colour, marker=marker, markersize=4, label=f"{arm}, {when}")
+    axes.plot(range(len(bins)), [100 * _expected_wrong(b, bins) for b in bins], ":", color=ORANGE, label="softmax")
     axes.set_xticks(range(len(bins)), bins)
     axes.set_xlabel("margin of the unrefined output: best minus second-best logit")
     axes.set_ylabel("% wrong")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=7, labelcolor=INK)
     return figure
+
+
+def gain_by(study: Study, comparison: str, column: str, title: str) -> Figure:
+    """Difference of Dice of each case and structure against a property of the structure, a colour a structure."""
+    figure, axes = _canvas(5.2, 3.0)
+    first = study.side(comparison.split(" - ")[0])
+    axes.axhline(0, color=INK, linewidth=0.8)
+    for structure, colour in zip(study.structures, (BLUE, ORANGE, GREEN, GREY) * len(study.structures), strict=False):
+        pairs = paired_cases(study, comparison, structure, "dice").groupby("case")["difference"].mean()
+        of_structure = first[first.index.get_level_values("structure") == structure]
+        property_of = of_structure.groupby("case")[column].mean().reindex(pairs.index)
+        axes.scatter(property_of, pairs, s=9, color=colour, alpha=0.75, label=structure, linewidths=0)
+    if column.endswith("_ml") and (first[column] > 0).any():
+        axes.set_xscale("log")
+    axes.set_xlabel(title)
+    axes.set_ylabel("difference of Dice")
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    return figure
+
+
+def _expected_wrong(name: str, bins: Sequence[str]) -> float:
+    """Chance of the second-best class under a softmax of two, in the middle of a margin bin (its edge if open)."""
+    edges = [0.0, *(float(b.removeprefix("to ")) for b in bins if b != "beyond")]
+    i = bins.index(name)
+    middle = (edges[i] + edges[i + 1]) / 2 if i + 1 < len(edges) else edges[-1]
+    return 1 / (1 + math.exp(middle))
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

@@ -157,7 +157,7 @@ def _dumbbells(report: Report) -> list[str]:
 
 def _where(report: Report) -> list[str]:
     rows = report.refined
-    if rows.empty:
+    if rows.empty or not report.study.heads:
         return []
     surface, margin = (by_bin(rows, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))
     drawn = [
@@ -165,13 +165,21 @@ def _where(report: Report) -> list[str]:
             figures.fixed_and_broken(surface, "distance to the true surface (mm)"),
             "Voxels fixed (up) and broken (down).",
         ),
-        (figures.calibration(margin), "A margin that means something falls from left to right before refinement."),
+        (
+            figures.calibration(margin),
+            "A margin that means something falls from left to right before refinement, near the dotted line.",
+        ),
     ]
     for structure in report.study.structures:
         counts = by_bin(rows, structure, "distance_upto_mm")
         if counts:
             title = f"{structure}: distance to its true surface (mm)"
             drawn.append((figures.fixed_and_broken(counts, title), structure))
+    own = refinement_comparisons(report.study)[0]
+    for column, title in (("truth_ml", "true volume (ml)"), ("thinness", "share of true voxels on the surface")):
+        if column in report.study.cases:
+            caption = f"{comparison_name(own)}, by {title}; a point a case."
+            drawn.append((figures.gain_by(report.study, own, column, title), caption))
     parts = [_figure(figures.svg(figure, f"where{i}"), caption) for i, (figure, caption) in enumerate(drawn)]
     tables = map(_table, report.refinement_tables())
     return ["<h2>Where refinement helps</h2>", '<div class="pair">', *parts, "</div>", *tables]

@@ -11,7 +11,7 @@ import pytest
 
 ARMS = {"dense": 0.0, "coarse_s2": -0.02, "pointrend_s2": 0.001, "coarse_s4": -0.06, "pointrend_s4": -0.015}
 COSTS = {"dense": 0.41, "coarse_s2": 0.20, "pointrend_s2": 0.22, "coarse_s4": 0.16, "pointrend_s4": 0.19}
-HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm,band_dice"
+HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm,band_dice,truth_ml,thinness"
 
 
 def write_run(root: Path, arm: str, *, fold=0, seed=0, cases=12, offset=None, study=None, spread=0.01) -> Path:
@@ -29,7 +29,10 @@ def write_run(root: Path, arm: str, *, fold=0, seed=0, cases=12, offset=None, st
         for refined, loss in versions:
             for k, (structure, base) in enumerate((("organ", 0.9), ("vessel", 0.7))):
                 dice = np.clip(base + offset - loss + difficulty[k] + noise[k], 0, 1)
-                values = ",".join(f"{v:.6f}" for v in (dice, dice, 10 * (1 - dice), 2 * (1 - dice), dice))
+                values = ",".join(
+                    f"{v:.6f}"
+                    for v in (dice, dice, 10 * (1 - dice), 2 * (1 - dice), dice, 2.0 - k + case / 9, 0.3 + 0.6 * k)
+                )
                 lines.append(f"{arm},{fold},{seed},case_{fold}_{case:02d},{structure},{refined},{values}")
     (folder / "cases.csv").write_text("\n".join(lines) + "\n")
     info = {

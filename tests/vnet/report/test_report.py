@@ -89,8 +89,8 @@ def test_the_page_stands_alone_and_balances(study_folder):
     found = Page(page)
     assert found.fetched == []
     assert "script" not in found.tags
-    # forest, two of cost, a dumbbell each of three named and two of refinement, four of where it helps
-    assert found.tags.count("svg") == 1 + 2 + 5 + 4
+    # forest, two of cost, a dumbbell each of three named and two of refinement, six of where it helps
+    assert found.tags.count("svg") == 1 + 2 + 5 + 6
     assert "worst case, pointrend_s2 fold 0 seed 0" in found.words
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
