@@ -8,6 +8,8 @@ converted planes. Every function works on a block of rows and releases the inter
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ _compiled = numba.njit(cache=True, nogil=True)
 
 
 @_compiled
-def largest_magnitude(bits: NDArray[np.int32]) -> int:
+def largest_magnitude(bits: NDArray[np.int32]) -> np.int32:
     """The largest bit pattern without its sign: above 0x7F7FFFFF there is a NaN or an infinity."""
     largest = np.int32(0)
     for i in range(len(bits)):
@@ -86,7 +88,7 @@ def top_three(
     classes: int,
     values: NDArray[np.float32],
     labels: NDArray[np.int32],
-) -> int:
+) -> np.int32:
     """The three largest logits of each voxel into `values` (3, n), the classes of two into `labels` (2, n).
 
     Returns what `largest_magnitude` says of `bits`, the same memory as `flat`.
@@ -117,19 +119,7 @@ def top_three(
 
 
 @_compiled
-def count_mixed(labels: NDArray[np.int32], width: int) -> int:
-    """Cells whose corners differ, of one row of cells: `labels` (4, width), the rows at its four long edges."""
-    mixed = 0
-    for x in range(width - 1):
-        for edge in range(4):
-            if labels[edge, x] != labels[0, x] or labels[edge, x + 1] != labels[0, x]:
-                mixed += 1
-                break
-    return mixed
-
-
-@_compiled
-def _mix(left: float, right: float, weight: float) -> float:
+def _mix(left: np.float32, right: np.float32, weight: np.float32) -> np.floating:
     return (np.float32(1) - weight) * left + weight * right
 
 
@@ -186,19 +176,76 @@ def _many_labels(
                         out[z, y, x] = candidates[i]
 
 
+class Planes(NamedTuple):
+    """Rows of two neighbouring planes: their logits in `flat`, and what `top_three` found, by slot."""
+
+    flat: NDArray[np.float32]
+    offsets: NDArray[np.int64]  # (2,) where the rows start, by slot
+    stride: int
+    classes: int
+    values: NDArray[np.float32]  # (2, 3, n)
+    labels: NDArray[np.int32]  # (2, 2, n)
+
+
+class Cell(NamedTuple):
+    """Scratch for one cell: its 8 corners, z slowest."""
+
+    at: NDArray[np.int64]  # (8,) where class 0 of the corner lies in `flat`
+    values: NDArray[np.float32]  # (3, 8) best three logits
+    labels: NDArray[np.int32]  # (2, 8) best two classes
+    candidates: NDArray[np.int32]  # (K + 17,) classes that may win inside
+    corners: NDArray[np.float32]  # (K + 17, 8) their logits
+    references: NDArray[np.float32]  # (9, 8) corner winners and their mean
+    lead: NDArray[np.float32]  # (8,)
+
+
 @_compiled
-def _below(values: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> bool:
+def _new_cell(classes: int) -> Cell:
+    return Cell(
+        np.empty(8, np.int64),
+        np.empty((3, 8), np.float32),
+        np.empty((2, 8), np.int32),
+        np.empty(classes + 17, np.int32),
+        np.empty((classes + 17, 8), np.float32),
+        np.empty((9, 8), np.float32),
+        np.empty(8, np.float32),
+    )
+
+
+@_compiled
+def _gather(planes: Planes, slots: tuple[int, int], places: tuple[int, int, int, int], cell: Cell) -> None:
+    """Fill a cell from its four places in the rows: above left and right, below left and right."""
     for corner in range(8):
-        if values[corner] + margin >= reference[corner]:
+        slot, place = slots[corner >> 2], places[corner & 3]
+        cell.at[corner] = planes.offsets[slot] + place
+        for rank in range(3):
+            cell.values[rank, corner] = planes.values[slot, rank, place]
+        for rank in range(2):
+            cell.labels[rank, corner] = planes.labels[slot, rank, place]
+
+
+@_compiled
+def _same_pair(labels: NDArray[np.int32]) -> bool:
+    """Whether the best two classes are the same two at all corners: no other can win inside."""
+    a, b = labels[0, 0], labels[1, 0]
+    for corner in range(1, 8):
+        c, d = labels[0, corner], labels[1, corner]
+        if not ((c == a and d == b) or (c == b and d == a)):
             return False
     return True
 
 
 @_compiled
 def _out_of_reach(values: NDArray[np.float32], references: NDArray[np.float32], number: int, margin: float) -> bool:
-    # any convex mix of classes is at most the maximum: a class below one mix at all corners wins nowhere inside
+    """Whether `values` (8,) lie below one reference at all corners.
+
+    References are convex mixes of classes: the maximum inside is at least any of them, so such a class wins nowhere.
+    """
     for reference in range(number):
-        if _below(values, references[reference], margin):
+        corner = 0
+        while corner < 8 and values[corner] + margin < references[reference, corner]:
+            corner += 1
+        if corner == 8:
             return True
     return False
 
@@ -213,91 +260,147 @@ def _add(candidates: NDArray[np.int32], number: int, label: int) -> int:
 
 
 @_compiled
-def _candidates(
-    flat: NDArray[np.float32],
-    at: NDArray[np.int64],
-    stride: int,
-    classes: int,
-    top_values: NDArray[np.float32],
-    top_labels: NDArray[np.int32],
-    candidates: NDArray[np.int32],
-    corners: NDArray[np.float32],
-    references: NDArray[np.float32],
-) -> int:
-    """The classes that may win inside a cell, ascending in `candidates`, with their logits in `corners` (n, 8).
+def _read(planes: Planes, cell: Cell, index: int, label: int) -> None:
+    for corner in range(8):
+        cell.corners[index, corner] = planes.flat[cell.at[corner] + label * planes.stride]
 
-    `top_values` (3, 8) and `top_labels` (2, 8) are the best three of each corner, `at` the place of the corners.
-    """
-    number = 0
-    for corner in range(8):
-        number = _add(candidates, number, top_labels[0, corner])
-    winners = number
-    for corner in range(8):
-        number = _add(candidates, number, top_labels[1, corner])
-    margin = np.float32(0)
-    for corner in range(8):
-        margin = max(margin, abs(top_values[0, corner]))
-    margin = ROUNDING * (margin + 1)
-    references[winners] = 0
+
+@_compiled
+def _search(planes: Planes, cell: Cell, number: int, references: int, margin: float) -> int:
+    """Add the classes outside the first `number` candidates that may win."""
+    known = number
+    for label in range(planes.classes):
+        _read(planes, cell, number, label)
+        if not _out_of_reach(cell.corners[number], cell.references, references, margin):
+            listed = False
+            for i in range(known):
+                listed = listed or cell.candidates[i] == label
+            if not listed:
+                cell.candidates[number] = label
+                number += 1
+    return number
+
+
+@_compiled
+def _keep(cell: Cell, winners: int, number: int, margin: float) -> int:
+    """Drop candidates that cannot win and sort the others, so that ties go to the lower class."""
+    candidates, corners = cell.candidates, cell.corners
+    kept = 0
     for i in range(number):
-        for corner in range(8):
-            corners[i, corner] = flat[at[corner] + candidates[i] * stride]
-    for i in range(winners):
-        references[i] = corners[i]
-        references[winners] += corners[i] / np.float32(winners)
-
-    # the third best bounds every class that is not among the best two of a corner
-    if number < classes and not _out_of_reach(top_values[2], references, winners + 1, margin):
-        known = number
-        for label in range(classes):
-            for corner in range(8):
-                corners[number, corner] = flat[at[corner] + label * stride]
-            if not _out_of_reach(corners[number], references, winners + 1, margin):
-                listed = False
-                for i in range(known):
-                    listed = listed or candidates[i] == label
-                if not listed:
-                    candidates[number] = label
-                    number += 1
-    kept = winners
-    for i in range(winners, number):
-        if not _out_of_reach(corners[i], references, winners + 1, margin):
-            candidates[kept] = candidates[i]
-            corners[kept] = corners[i]
-            kept += 1
-    for i in range(1, kept):
-        j = i
-        while j > 0 and candidates[j - 1] > candidates[j]:
-            candidates[j - 1], candidates[j] = candidates[j], candidates[j - 1]
-            for corner in range(8):
-                swap = corners[j, corner]
-                corners[j, corner] = corners[j - 1, corner]
-                corners[j - 1, corner] = swap
-            j -= 1
+        if i >= winners and _out_of_reach(corners[i], cell.references, winners + 1, margin):
+            continue
+        label = candidates[i]
+        values = cell.lead
+        values[:] = corners[i]
+        place = kept
+        while place > 0 and candidates[place - 1] > label:
+            candidates[place] = candidates[place - 1]
+            corners[place] = corners[place - 1]
+            place -= 1
+        candidates[place] = label
+        corners[place] = values
+        kept += 1
     return kept
 
 
 @_compiled
-def _same_pair(top_labels: NDArray[np.int32]) -> bool:
-    """Whether the best two classes are the same two at all corners."""
-    a, b = top_labels[0, 0], top_labels[1, 0]
-    for corner in range(1, 8):
-        c, d = top_labels[0, corner], top_labels[1, corner]
-        if not ((c == a and d == b) or (c == b and d == a)):
-            return False
-    return True
+def _candidates(planes: Planes, cell: Cell) -> tuple[int, bool]:
+    """The classes that may win inside a cell into `cell.candidates`, ascending, their logits into `cell.corners`.
+
+    Returns their number, and whether all classes had to be searched.
+    """
+    number, margin = 0, np.float32(0)
+    for corner in range(8):
+        number = _add(cell.candidates, number, cell.labels[0, corner])
+        margin = max(margin, abs(cell.values[0, corner]))
+    margin = ROUNDING * (margin + 1)
+    winners = number
+    for corner in range(8):
+        number = _add(cell.candidates, number, cell.labels[1, corner])
+    cell.references[winners] = 0
+    for i in range(number):
+        _read(planes, cell, i, cell.candidates[i])
+        if i < winners:
+            cell.references[i] = cell.corners[i]
+            cell.references[winners] += cell.corners[i] / np.float32(winners)
+    # the third best of a corner bounds every class that is not among its best two
+    search = number < planes.classes and not _out_of_reach(cell.values[2], cell.references, winners + 1, margin)
+    if search:
+        number = _search(planes, cell, number, winners + 1, margin)
+    return _keep(cell, winners, number, margin), search
+
+
+@_compiled
+def _label_cell(
+    planes: Planes,
+    cell: Cell,
+    best: NDArray[np.float32],
+    out: NDArray,
+    weight_z: NDArray[np.float32],
+    weight_y: NDArray[np.float32],
+    weight_x: NDArray[np.float32],
+) -> None:
+    lead = cell.lead
+    if _same_pair(cell.labels):
+        lower, upper = cell.labels[0, 0], cell.labels[1, 0]
+        if lower > upper:
+            lower, upper = upper, lower
+        for corner in range(8):
+            difference = cell.values[0, corner] - cell.values[1, corner]
+            lead[corner] = difference if cell.labels[0, corner] == upper else -difference
+        _pair_labels(lead, lower, upper, out, weight_z, weight_y, weight_x)
+        return
+    number, _ = _candidates(planes, cell)
+    if number == 2:
+        for corner in range(8):
+            lead[corner] = cell.corners[1, corner] - cell.corners[0, corner]
+        _pair_labels(lead, cell.candidates[0], cell.candidates[1], out, weight_z, weight_y, weight_x)
+    else:
+        _many_labels(cell.corners, cell.candidates[:number], best, out, weight_z, weight_y, weight_x)
+
+
+@_compiled
+def _fill_uniform(
+    planes: Planes,
+    slots: tuple[int, int],
+    above: int,
+    below: int,
+    starts: NDArray[np.int32],
+    edges: NDArray[np.int32],
+    template: NDArray,
+    mixed: NDArray[np.int32],
+) -> int:
+    """Labels of the uniform cells of a row of cells into `template`, the others into `mixed`; returns their number."""
+    winners, width = planes.labels[:, 0], len(starts) - 1
+    for x in range(width):
+        label = winners[slots[0], above + x]
+        same = (
+            (label == winners[slots[1], above + x])
+            & (label == winners[slots[0], below + x])
+            & (label == winners[slots[1], below + x])
+        )
+        edges[x] = label if same else -1
+    edges[width] = edges[width - 1]
+    count, x = 0, 0
+    while x < width:
+        if edges[x] < 0 or edges[x] != edges[x + 1]:
+            mixed[count] = x
+            count += 1
+            x += 1
+            continue
+        run = x + 1
+        while run < width and edges[run] == edges[x] and edges[run + 1] == edges[x]:
+            run += 1
+        template[starts[x] : starts[run]] = edges[x]
+        x = run
+    return count
 
 
 @_compiled
 def surface_slab(
-    flat: NDArray[np.float32],
-    offsets: NDArray[np.int64],
-    stride: int,
-    classes: int,
-    values: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    planes: tuple[int, int],
-    cells_y: tuple[int, int, int],
+    planes: Planes,
+    slots: tuple[int, int],
+    rows: tuple[int, int, int],
     starts_y: NDArray[np.int32],
     weight_y: NDArray[np.float32],
     starts_x: NDArray[np.int32],
@@ -307,83 +410,53 @@ def surface_slab(
 ) -> None:
     """Labels of one slab: fill the cells whose corners agree, interpolate the others.
 
-    `offsets` (2,): where the block of rows starts in the lower and upper plane; `values` (2, 3, n) and `labels`
-    (2, 2, n) from `top_three` for the two slots `planes`; `cells_y`: first and past-the-last row of cells and the
-    number of source rows; `out` (planes of the slab, all rows, all columns).
+    Args:
+        planes: the two planes; `slots` says which of them is the lower and which the upper (the same at the end).
+        rows: first and past-the-last row of cells of the block, and the rows of the whole source.
+        starts_y, starts_x: (H + 1,), (W + 1,) first target of each cell.
+        weight_y, weight_x, weight_z: of the upper corner, for each target row, column, and plane of the slab.
+        out: (planes of the slab, all target rows, all target columns).
     """
-    first_row, last_row, height = cells_y
+    first_row, last_row, height = rows
     width = len(starts_x) - 1
-    template = np.empty(out.shape[2], out.dtype)
-    edges = np.empty(width, np.int32)
-    mixed = np.empty(width, np.int32)
-    at = np.empty(8, np.int64)
-    top_values, top_labels = np.empty((3, 8), np.float32), np.empty((2, 8), np.int32)
-    candidates = np.empty(classes + 17, np.int32)
-    corners = np.empty((classes + 17, 8), np.float32)
-    references = np.empty((9, 8), np.float32)
-    lead = np.empty(8, np.float32)
-    best = np.empty(out.shape[2], np.float32)
+    template, best = np.empty(out.shape[2], out.dtype), np.empty(out.shape[2], np.float32)
+    edges, mixed = np.empty(width + 1, np.int32), np.empty(width, np.int32)
+    cell = _new_cell(planes.classes)
     for row in range(first_row, last_row):
         y0, y1 = starts_y[row], starts_y[row + 1]
         if y0 == y1:
             continue
-        here = (row - first_row) * width
+        above = (row - first_row) * width
         below = (min(row + 1, height - 1) - first_row) * width
-        for x in range(width):
-            label = labels[planes[0], 0, here + x]
-            same = (
-                (label == labels[planes[1], 0, here + x])
-                & (label == labels[planes[0], 0, below + x])
-                & (label == labels[planes[1], 0, below + x])
-            )
-            edges[x] = label if same else -1
-        count, x = 0, 0
-        while x < width:
-            right = min(x + 1, width - 1)
-            if edges[x] < 0 or edges[x] != edges[right]:
-                mixed[count] = x
-                count += 1
-                x += 1
-                continue
-            run = x + 1
-            while run < width and edges[run] == edges[x] and edges[min(run + 1, width - 1)] == edges[x]:
-                run += 1
-            template[starts_x[x] : starts_x[run]] = edges[x]
-            x = run
+        count = _fill_uniform(planes, slots, above, below, starts_x, edges, template, mixed)
         for z in range(out.shape[0]):
             for y in range(y0, y1):
                 out[z, y, :] = template
         for i in range(count):
             x = mixed[i]
-            x0, x1 = starts_x[x], starts_x[x + 1]
-            if x0 == x1:
-                continue
-            right = min(x + 1, width - 1)
-            for corner in range(8):
-                slot = planes[corner >> 2]
-                place = (below if corner & 2 else here) + (right if corner & 1 else x)
-                at[corner] = offsets[corner >> 2] + place
-                for rank in range(3):
-                    top_values[rank, corner] = values[slot, rank, place]
-                top_labels[0, corner] = labels[slot, 0, place]
-                top_labels[1, corner] = labels[slot, 1, place]
-            cell = out[:, y0:y1, x0:x1]
-            if _same_pair(top_labels):
-                lower, upper = top_labels[0, 0], top_labels[1, 0]
-                if lower > upper:
-                    lower, upper = upper, lower
-                for corner in range(8):
-                    difference = top_values[0, corner] - top_values[1, corner]
-                    lead[corner] = difference if top_labels[0, corner] == upper else -difference
-                _pair_labels(lead, lower, upper, cell, weight_z, weight_y[y0:y1], weight_x[x0:x1])
-                continue
-            number = _candidates(flat, at, stride, classes, top_values, top_labels, candidates, corners, references)
-            if number == 2:
-                for corner in range(8):
-                    lead[corner] = corners[1, corner] - corners[0, corner]
-                _pair_labels(lead, candidates[0], candidates[1], cell, weight_z, weight_y[y0:y1], weight_x[x0:x1])
-            else:
-                _many_labels(corners, candidates[:number], best, cell, weight_z, weight_y[y0:y1], weight_x[x0:x1])
+            x0, x1, right = starts_x[x], starts_x[x + 1], min(x + 1, width - 1)
+            if x0 < x1:
+                _gather(planes, slots, (above + x, above + right, below + x, below + right), cell)
+                inside = out[:, y0:y1, x0:x1]
+                _label_cell(planes, cell, best, inside, weight_z, weight_y[y0:y1], weight_x[x0:x1])
+
+
+@_compiled
+def survey(planes: Planes, width: int) -> tuple[int, int, int, int]:
+    """Of the cells between two rows of two planes: how many have two candidates at sight, how many are mixed
+    otherwise, the candidates of those, and how many needed a search of all classes."""
+    pairs, others, candidates, searches = 0, 0, 0, 0
+    cell = _new_cell(planes.classes)
+    for x in range(width - 1):
+        _gather(planes, (0, 1), (x, x + 1, width + x, width + x + 1), cell)
+        if (cell.labels[0] == cell.labels[0, 0]).all():
+            continue
+        if _same_pair(cell.labels):
+            pairs += 1
+            continue
+        number, search = _candidates(planes, cell)
+        others, candidates, searches = others + 1, candidates + number, searches + search
+    return pairs, others, candidates, searches
 
 
 @_compiled
