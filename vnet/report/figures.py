@@ -146,6 +146,8 @@ def gain_by(study: Study, comparison: str, column: str, title: str) -> Figure:
         axes.scatter(property_of, pairs, s=9, color=colour, alpha=0.75, label=structure, linewidths=0)
     if column.endswith("_ml") and (first[column] > 0).any():
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel(title)
     axes.set_ylabel("difference of Dice")
     axes.legend(frameon=False, fontsize=7, labelcolor=INK)

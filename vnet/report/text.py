@@ -117,7 +117,7 @@ def _price(first: str, second: str, by_arm: Mapping[str, Mapping[str, float]]) -
     step = [by_arm.get(arm, {}).get("seconds_per_step", math.nan) for arm in (first, second)]
     if first == second or not all(map(math.isfinite, step)) or not step[1]:
         return ""
-    return f", at {step[0] / step[1]:.2f} of the time of a training step"
+    return f", at {step[0] / step[1]:.2f} times the seconds per training step"
 
 
 def _with_sign(p: str) -> str:

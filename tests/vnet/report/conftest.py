@@ -71,9 +71,21 @@ def make_run() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def study_folder(tmp_path: Path) -> Path:
-    """Five arms on two folds."""
+def pair_folder(tmp_path: Path) -> Path:
+    """Two arms on one fold: what is enough to lay a report out."""
+    for arm in ("dense", "pointrend_s2"):
+        write_run(tmp_path / "toy", arm, cases=4)
+    return tmp_path / "toy"
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five arms on two folds, not to be changed."""
+    root = tmp_path_factory.mktemp("study") / "toy"
     for arm in ARMS:
         for fold in (0, 1):
-            write_run(tmp_path / "toy", arm, fold=fold)
-    return tmp_path / "toy"
+            write_run(root, arm, fold=fold)
+    picture = root / "pointrend_s2" / "fold0_seed0" / "pictures" / "worst_case.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"not decoded here")
+    return root

@@ -64,7 +64,7 @@ def test_the_script_prints_and_writes_the_report(study_folder, compare_main, cap
     assert compare_main([str(study_folder), "--output", str(tmp_path / "out"), "--margin", "0.5"]) == 0
     printed = capsys.readouterr().out
     assert "pointrend_s2 is better than coarse_s2, by less than the margin of 0.5 Dice (+0.02" in printed
-    assert "at 1.10 of the time of a training step" in printed
+    assert "at 1.10 times the seconds per training step" in printed
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"report.html", "report.md", "scores.csv", "differences.csv", "costs.csv"}
     with (tmp_path / "out" / "differences.csv").open(newline="") as file:
@@ -73,19 +73,25 @@ def test_the_script_prints_and_writes_the_report(study_folder, compare_main, cap
     assert float(rows[0]["mean"]) == pytest.approx(0.02, abs=1e-6)
 
 
-def test_the_report_goes_beside_the_runs_by_default(study_folder, compare_main):
-    compare_main([str(study_folder)])
-    page = (study_folder / "report" / "report.html").read_text()
-    compare_main([str(study_folder)])  # a second time reads the same runs, and writes the same bytes
-    assert (study_folder / "report" / "report.html").read_text() == page
+def test_the_report_goes_beside_the_runs_by_default(pair_folder, compare_main):
+    compare_main([str(pair_folder)])
+    page = (pair_folder / "report" / "report.html").read_text()
+    compare_main([str(pair_folder)])  # a second time reads the same runs, and writes the same bytes
+    assert (pair_folder / "report" / "report.html").read_text() == page
 
 
-def test_the_page_stands_alone_and_balances(study_folder):
-    picture = study_folder / "pointrend_s2" / "fold0_seed0" / "pictures" / "worst_case.png"
-    picture.parent.mkdir()
-    picture.write_bytes(b"\x89PNG not decoded here")
-    report = build_report([study_folder])
-    page = report.write(study_folder / "report").read_text()
+@pytest.fixture(scope="module")
+def report(study_folder):
+    return build_report([study_folder])
+
+
+@pytest.fixture(scope="module")
+def written(report, tmp_path_factory):
+    return report.write(tmp_path_factory.mktemp("written"))
+
+
+def test_the_page_stands_alone_and_balances(written):
+    page = written.read_text()
     found = Page(page)
     assert found.fetched == []
     assert "script" not in found.tags
@@ -100,10 +106,8 @@ def test_the_page_stands_alone_and_balances(study_folder):
         assert "#010203" not in drawn
 
 
-def test_no_machine_path_and_no_host_in_any_file(study_folder):
-    report = build_report([study_folder])
-    report.write(study_folder / "report")
-    for path in (study_folder / "report").iterdir():
+def test_no_machine_path_and_no_host_in_any_file(report, written, study_folder):
+    for path in written.parent.iterdir():
         text = path.read_text()
         assert str(study_folder.parent) not in text
         assert "/home/someone" not in text
@@ -138,14 +142,12 @@ def test_one_case_has_no_interval_and_still_lays_out(tmp_path, make_run):
     Page(report.write(tmp_path / "report").read_text())
 
 
-def test_runs_without_run_json_are_compared_without_costs(study_folder):
-    for path in study_folder.rglob("run.json"):
+def test_runs_without_run_json_are_compared_without_costs(pair_folder):
+    for path in [*pair_folder.rglob("run.json"), *pair_folder.rglob("config.yaml")]:
         path.unlink()
-    for path in study_folder.rglob("config.yaml"):
-        path.unlink()
-    report = build_report([study_folder])
-    assert "training step" not in report.answer()[0]
-    Page(report.write(study_folder / "report").read_text())
+    report = build_report([pair_folder])
+    assert "seconds per" not in report.answer()[0]
+    Page(report.write(pair_folder / "report").read_text())
 
 
 def test_the_scope_is_told_from_the_number_of_runs(tmp_path, make_run):
@@ -157,26 +159,26 @@ def test_the_scope_is_told_from_the_number_of_runs(tmp_path, make_run):
     assert "it speaks of these trained networks" in few.notes()[-1]
 
 
-def test_markdown_tables_have_as_many_cells_in_each_row(study_folder):
-    text = build_report([study_folder]).markdown()
+def test_markdown_tables_have_as_many_cells_in_each_row(report):
+    text = report.markdown()
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(blocks) == 7
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
-def test_refined_voxels_are_summed_over_runs(study_folder):
-    counts = by_bin(build_report([study_folder]).refined, ALL, "distance_upto_mm")
+def test_refined_voxels_are_summed_over_runs(report):
+    counts = by_bin(report.refined, ALL, "distance_upto_mm")
     assert list(counts) == ["pointrend_s2", "pointrend_s4"]
     # two folds; three margins of 30 fixed each
     assert counts["pointrend_s2"]["to 1"] == {"fixed": 180, "broken": 42, "unchanged": 600, "wrong_before": 300}
     assert list(counts["pointrend_s2"]) == ["to 1", "to 2", "beyond"]
 
 
-def test_a_broken_refinement_table_is_refused(study_folder):
-    (study_folder / "pointrend_s2" / "fold0_seed0" / "refinement.csv").write_text("a,b\n1,2\n")
+def test_a_broken_refinement_table_is_refused(pair_folder):
+    (pair_folder / "pointrend_s2" / "fold0_seed0" / "refinement.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="refinement.csv: not a table of refined voxels"):
-        build_report([study_folder])
+        build_report([pair_folder])
 
 
 @pytest.mark.parametrize("margin", [-0.1, float("nan"), float("inf")])
