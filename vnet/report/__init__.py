@@ -13,11 +13,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from vnet.cases import Study, read_study
 from vnet.comparison import (
     Difference,
-    Study,
     compare,
-    read_study,
     refinement_comparisons,
     usual_comparisons,
 )
@@ -132,7 +131,7 @@ def build_report(
     """Read the runs below `paths` and compare them.
 
     Args:
-        paths: folders of runs, or tables; see `vnet.comparison.read_study`.
+        paths: folders of runs, or tables; see `vnet.cases.read_study`.
         comparisons: named beforehand; None takes those of the study's config, or the usual ones.
         margin: Dice within which two arms are equivalent; None takes the study's.
 

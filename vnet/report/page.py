@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vnet.comparison import MEAN, Study, arm_means, refinement_comparisons
+from vnet.cases import Study
+from vnet.comparison import MEAN, arm_means, refinement_comparisons
 from vnet.refinement_report import ALL
 from vnet.report import figures, text
 from vnet.report.refinement import by_bin

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from vnet.comparison import Study
+from vnet.cases import Study
 from vnet.errors import InputError
 from vnet.refinement_report import COUNTS
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vnet.comparison import MEAN, UNREFINED, Difference, Study, arm_means
+from vnet.cases import UNREFINED, Study
+from vnet.comparison import MEAN, Difference, arm_means
 
 TITLES = {
     "dice": "Dice",

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vnet.comparison import MEAN, Difference, Study
+from vnet.cases import Study
+from vnet.comparison import MEAN, Difference
 from vnet.report.tables import change, comparison_name, costs, interval, p_value, side_name
 from vnet.statistics import RUNS_TO_RESAMPLE
 

@@ -7,12 +7,12 @@ import shutil
 import pandas as pd
 import pytest
 
+from vnet.cases import read_study
 from vnet.comparison import (
     MEAN,
     arm_means,
     compare,
     paired_cases,
-    read_study,
     refinement_comparisons,
     usual_comparisons,
 )
