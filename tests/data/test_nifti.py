@@ -151,8 +151,7 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path_factory, data):
     for read in (lambda: read_image([path]), lambda: read_label(path)):
         try:
             volume = read()
-        except InputError as error:
-            assert error.faults
-        else:
-            assert np.isfinite(volume.array).all()
-            assert min(volume.spacing_mm) > 0
+        except InputError:
+            continue
+        assert np.isfinite(volume.array).all()
+        assert min(volume.spacing_mm) > 0

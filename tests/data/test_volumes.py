@@ -13,10 +13,11 @@ from vnet.errors import InputError
 
 AXES = ["".join(letters) for order in permutations(("RL", "AP", "SI")) for letters in product(*order)]
 CANONICAL = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)  # z, y, x
+UPRIGHT = np.eye(3)
 SPACING = np.array([3.0, 2.0, 0.5])  # z, y, x
 
 
-def stored(canonical, spacing_zyx, axes, oblique=np.eye(3), origin=(10.0, -20.0, 30.0)):
+def stored(canonical, spacing_zyx, axes, oblique=UPRIGHT, origin=(10.0, -20.0, 30.0)):
     """(voxels, affine) of a file whose axes run along `axes`, built by hand: no function of the package or nibabel."""
     voxels, directions = canonical.transpose(2, 1, 0), np.diag(spacing_zyx[::-1]).astype(float)
     origin = np.array(origin)
@@ -85,7 +86,7 @@ def test_written_labels_keep_the_header_of_the_input(tmp_path, save):
 
 
 def test_labels_of_a_four_dimensional_image_are_three_dimensional(tmp_path, save):
-    save(tmp_path / "scan.nii.gz", np.zeros((5, 4, 3, 2), np.float32) + [1, 2])
+    save(tmp_path / "scan.nii.gz", np.full((5, 4, 3, 2), [1, 2], np.float32))
     volume = read_image([tmp_path / "scan.nii.gz"])
     assert volume.array.shape == (2, 3, 4, 5)
     assert volume.array[:, 0, 0, 0].tolist() == [1, 2]

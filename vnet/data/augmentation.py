@@ -135,6 +135,8 @@ def vary_intensity(image: Tensor, seed: int) -> Tensor:
         RandShiftIntensity,
     )
 
+    if image[0].numel() < 2:
+        return image  # a single voxel has no contrast
     # made anew for each sample: MONAI's transforms keep their draw in themselves, and two threads may ask at once
     blur = (0.4, 0.8)
     vary = Compose(

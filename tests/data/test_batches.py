@@ -1,0 +1,258 @@
+"""Batches are a function of (seed, step). Run: pytest tests/data/test_batches.py"""
+
+import threading
+from collections import Counter
+from contextlib import closing
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from vnet.data.batches import TrainingBatches, pick_place
+from vnet.data.checks import check_dataset
+from vnet.data.dataset import open_dataset
+from vnet.data.preprocessing import Channel, Preprocessing, plan_preprocessing
+from vnet.data.store import CaseStore, structure_places
+from vnet.errors import RunFault
+
+PATCH = (4, 9, 3)  # of volumes (7, 6, 5): larger, smaller, larger
+
+
+@pytest.fixture
+def dataset(decathlon):
+    return open_dataset(decathlon(5))
+
+
+def make(dataset, **changes):
+    preprocessing = plan_preprocessing(dataset, check_dataset(dataset, None, progress=False))
+    settings = {"patch": PATCH, "batch": 2, "seed": 7} | changes
+    return TrainingBatches(dataset, dataset.cases, preprocessing, **settings)
+
+
+def same(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=0, atol=0)
+    torch.testing.assert_close(one[1], other[1], rtol=0, atol=0)
+    assert one[2] == other[2]
+
+
+def test_a_batch_has_the_shapes_and_types_of_training(dataset):
+    image, label, names = make(dataset).batch(3)
+    assert image.shape == (2, 1, *PATCH)
+    assert image.dtype == torch.float32
+    assert label.shape == (2, *PATCH)
+    assert label.dtype == torch.int64
+    assert len(names) == 2
+    assert set(label.unique().tolist()) <= {0, 1, 2}
+
+
+def test_a_batch_is_a_function_of_seed_and_step(dataset, tmp_path):
+    asked_in_order, asked_alone = make(dataset, cache=tmp_path), make(dataset, cache=tmp_path)
+    batches = [asked_in_order.batch(step) for step in range(9)]
+    for step in (8, 0, 5):
+        same(asked_alone.batch(step), batches[step])
+    assert not torch.equal(make(dataset, seed=8).batch(0)[0], batches[0][0])
+    assert not torch.equal(batches[0][0], batches[1][0])
+
+
+def test_a_batch_does_not_touch_global_random_states(dataset):
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 the state under test
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    make(dataset).batch(0)
+    torch.testing.assert_close(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_shares_of_a_batch_make_up_the_whole(dataset):
+    whole = make(dataset, batch=3).batch(4)
+    parts = [make(dataset, batch=3, samples=samples).batch(4) for samples in ((0, 2), (1,))]
+    torch.testing.assert_close(torch.cat([parts[0][0], parts[1][0]]), whole[0][[0, 2, 1]], rtol=0, atol=0)
+    assert parts[1][2] == whole[2][1:2]
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_the_stream_equals_the_batches(start, dataset):
+    batches = make(dataset)
+    with closing(batches.stream(start)) as stream:
+        for step, item in enumerate(islice(stream, 6), start):
+            same(item, batches.batch(step))
+
+
+def test_a_closed_stream_leaves_no_thread(dataset):
+    stream = make(dataset).stream()
+    next(stream)
+    assert "batches" in {thread.name for thread in threading.enumerate()}
+    stream.close()
+    assert "batches" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_every_case_is_seen_once_an_epoch(dataset):
+    batches = make(dataset, batch=2)
+    names = [name for step in range(10) for name in batches.batch(step)[2]]
+    epochs = [names[start : start + 5] for start in range(0, 20, 5)]
+    assert all(sorted(epoch) == [case.name for case in dataset.cases] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_volume_that_fits_is_shown_whole_at_varying_places(dataset):
+    batches = make(dataset, patch=(9, 8, 11), augment=False)
+    places = set()
+    for step in range(12):
+        image, label, names = batches.batch(step)
+        for one, marked, name in zip(image, label, names, strict=True):
+            number = [case.name for case in dataset.cases].index(name)
+            prepared = batches.store[number]
+            assert marked.count_nonzero() == np.count_nonzero(prepared.label)
+            corner = [int(axis.min()) for axis in one[0].nonzero(as_tuple=True)]
+            here = tuple(slice(c, c + n) for c, n in zip(corner, prepared.label.shape, strict=True))
+            np.testing.assert_array_equal(one[(0, *here)].numpy(), prepared.image[0])
+            np.testing.assert_array_equal(marked[here].numpy(), prepared.label)
+            assert one.count_nonzero() == np.count_nonzero(prepared.image)
+            places.add(tuple(corner))
+    assert len(places) > 10
+
+
+def test_patches_of_larger_volumes_hold_foreground_when_asked(decathlon, save):
+    root = decathlon(2, shape=(40, 41, 42))
+    for name, corner in (("case_00", (3, 38, 20)), ("case_01", (39, 0, 41))):
+        label = np.zeros((40, 41, 42), np.uint8)
+        label[corner] = 1
+        save(root / f"labelsTr/{name}.nii.gz", label)
+    dataset = open_dataset(root)
+    always = make(dataset, patch=(8, 9, 10), augment=False, foreground_share=1.0)
+    assert all((label == 1).any(dim=(1, 2, 3)).all() for label in (always.batch(step)[1] for step in range(20)))
+    often = make(dataset, patch=(8, 9, 10), augment=False)
+    found = sum(int((label == 1).any(dim=(1, 2, 3)).sum()) for label in (often.batch(step)[1] for step in range(60)))
+    assert 40 < found < 80  # about half of 120; a random patch holds the one voxel in 1 of 80
+
+
+def test_structures_are_chosen_alike_however_small():
+    label = np.zeros((20, 20, 20), np.uint8)
+    label[:, :, 5:], label[0, 0, 0] = 1, 2
+    places = structure_places(label, None)
+    rng = np.random.default_rng(0)
+    picked = Counter(label[tuple(pick_place(places, *rng.random(2)))] for _ in range(400))
+    assert 150 < picked[2] < 250
+    assert picked[0] == 0
+    assert pick_place(structure_places(np.zeros((2, 3, 4), np.uint8), None), 0.5, 0.5) is None
+
+
+def test_an_ignore_label_is_kept_and_never_aimed_at():
+    label = np.zeros((3, 4, 5), np.uint8)
+    label[0, 0, 0], label[2, 3, 4] = 1, 9
+    assert structure_places(label, 9).tolist() == [[1, 0, 0, 0]]
+
+
+def test_mirroring_mirrors_the_named_axes_only(dataset):
+    """Upright samples of whole volumes: each is the volume, or its mirror image along y."""
+    batches = make(dataset, patch=(7, 6, 5), mirror=("y",))
+    seen = Counter()
+    for step in range(30):
+        _, label, names = batches.batch(step)
+        for number, (marked, name) in enumerate(zip(label, names, strict=True)):
+            case = batches.case_number(step, number)
+            assert dataset.cases[case].name == name
+            truth = batches.store[case].label
+            seen["as is"] += np.array_equal(marked.numpy(), truth)
+            seen["mirrored"] += np.array_equal(marked.numpy(), truth[:, ::-1])
+    assert seen["as is"] > 8
+    assert seen["mirrored"] > 8
+
+
+def test_padding_stays_0_under_augmentation(dataset):
+    """Zero is what prediction pads with; a shift of brightness must not move it."""
+    batches = make(dataset, patch=(20, 20, 20))
+    for step in range(15):
+        image, label, _ = batches.batch(step)
+        corners = image[:, 0, ::19, ::19, ::19]
+        assert (corners == 0).float().mean() > 0.5
+        assert (label[:, ::19, ::19, ::19] == 0).all()
+
+
+def test_prepared_cases_come_back_from_the_cache_bit_for_bit(dataset, tmp_path, monkeypatch):
+    first = make(dataset, cache=tmp_path)
+    fresh = [first.store[number] for number in range(5)]
+    monkeypatch.setattr(CaseStore, "prepare", None)
+    again = make(dataset, cache=tmp_path)
+    for number, prepared in enumerate(fresh):
+        for part in ("image", "label", "places"):
+            np.testing.assert_array_equal(getattr(again.store[number], part), getattr(prepared, part))
+
+
+def test_cases_beyond_memory_are_mapped_from_disk(dataset, tmp_path):
+    plan = Preprocessing((1.0, 1.0, 1.0), (Channel("zscore"),))
+    roomy = CaseStore(dataset.cases, plan, cache=tmp_path)
+    tight = CaseStore(dataset.cases, plan, cache=tmp_path, memory_bytes=100)
+    for number in range(5):
+        assert isinstance(tight[number].image, np.memmap)
+        np.testing.assert_array_equal(tight[number].image, roomy[number].image)
+    assert not tight.kept
+
+
+def test_the_least_used_case_makes_room(dataset):
+    plan = Preprocessing((1.0, 1.0, 1.0), (Channel("zscore"),))
+    store = CaseStore(dataset.cases, plan, cache=None)
+    store.budget = 2 * store[0].nbytes
+    for number in (1, 0, 2):
+        store[number]
+    assert list(store.kept) == [0, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"x" * 300])
+def test_a_damaged_cache_file_is_made_anew(content, dataset, tmp_path):
+    fresh = make(dataset, cache=tmp_path).store[2].image
+    for path in tmp_path.rglob("*_image.npy"):
+        path.write_bytes(content)
+    np.testing.assert_array_equal(make(dataset, cache=tmp_path).store[2].image, fresh)
+
+
+def test_another_preprocessing_is_another_cache_entry(dataset, tmp_path):
+    make(dataset, cache=tmp_path).store[0]
+    coarse = Preprocessing((2.0, 2.0, 2.0), (Channel("zscore"),))
+    store = CaseStore(dataset.cases, coarse, cache=tmp_path)
+    assert store[0].label.shape == (4, 3, 2)
+
+
+def test_files_that_vanish_or_change_during_a_run_end_it_by_name(dataset, save):
+    batches = make(dataset)
+    save(dataset.cases[1].images[0], np.ones((5, 6, 7), np.float32) * 3)
+    with pytest.raises(RunFault, match="case case_01: its files changed during the run; restore them"):
+        batches.store[1]
+    dataset.cases[2].label.unlink()
+    message = r"case case_02: .*labelsTr/case_02.nii.gz vanished; restore it|case_01: its files changed"
+    with closing(batches.stream()) as stream, pytest.raises(RunFault, match=message) as caught:
+        list(islice(stream, 9))
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch": (4, 0, 3)}, r"patch must hold three positive sizes .* got \(4, 0, 3\)"),
+        ({"batch": 0}, "batch be positive"),
+        ({"mirror": ("w",)}, r"mirror must name axes among z, y, x, got \('w',\)"),
+        ({"foreground_share": 1.5}, r"foreground_share must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_settings_that_cannot_serve(changes, message, dataset):
+    with pytest.raises(ValueError, match=message):
+        make(dataset, **changes)
+
+
+def test_unlabelled_cases_are_refused(dataset):
+    with pytest.raises(ValueError, match="cases must be labelled and at least one, got none"):
+        CaseStore([], Preprocessing((1.0, 1.0, 1.0), (Channel("none"),)), cache=None)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 1), (1, 1, 1), (5, 6, 7, 2)])
+def test_slices_single_voxels_and_channels_pass(shape, decathlon, save):
+    root = decathlon(2, shape=shape)
+    for name in ("case_00", "case_01"):
+        save(root / f"labelsTr/{name}.nii.gz", np.ones(shape[:3], np.uint8))
+    batches = make(open_dataset(root))
+    for step in range(8):
+        image, label, _ = batches.batch(step)
+        assert image.shape == (2, shape[3] if len(shape) == 4 else 1, *PATCH)
+        assert torch.isfinite(image).all()
+        assert (label <= 1).all()
