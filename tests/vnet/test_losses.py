@@ -7,14 +7,14 @@ import torch
 from monai.losses import DiceLoss
 from torch.nn import functional as F
 
-from vnet.losses import cross_entropy, segmentation_terms, soft_dice_loss
+from vnet.losses import negative_log_likelihood, segmentation_terms, soft_dice_loss
 
 
 def test_dice_of_a_perfect_and_of_a_wrong_answer() -> None:
     labels = torch.randint(0, 3, (2, 3, 4, 5), generator=torch.Generator().manual_seed(0))
     sure = 50 * F.one_hot(labels, 3).movedim(-1, 1).float()
-    assert float(soft_dice_loss(sure, labels)) == pytest.approx(0, abs=1e-6)
-    assert float(soft_dice_loss(sure, (labels + 1) % 3)) == pytest.approx(1, abs=1e-6)
+    assert float(soft_dice_loss(sure.log_softmax(1), labels)) == pytest.approx(0, abs=1e-6)
+    assert float(soft_dice_loss(sure.log_softmax(1), (labels + 1) % 3)) == pytest.approx(1, abs=1e-6)
 
 
 def test_dice_by_hand() -> None:
@@ -22,7 +22,7 @@ def test_dice_by_hand() -> None:
     p = torch.tensor([0.8, 0.6, 0.4, 0.2])
     logits = torch.stack([torch.zeros(4), torch.log(p / (1 - p))])[None, :, :, None, None]
     labels = torch.tensor([1, 1, 0, 0])[None, :, None, None]
-    assert float(soft_dice_loss(logits, labels)) == pytest.approx(1 - 2.8 / 4, abs=1e-6)
+    assert float(soft_dice_loss(logits.log_softmax(1), labels)) == pytest.approx(1 - 2.8 / 4, abs=1e-6)
 
 
 def test_dice_equals_monai_where_all_classes_are_present() -> None:
@@ -30,13 +30,13 @@ def test_dice_equals_monai_where_all_classes_are_present() -> None:
     logits = torch.randn(2, 4, 5, 6, 7, generator=generator)
     labels = torch.randint(0, 4, (2, 5, 6, 7), generator=generator)
     monai = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, smooth_nr=0, smooth_dr=0)
-    torch.testing.assert_close(soft_dice_loss(logits, labels), monai(logits, labels[:, None]))
+    torch.testing.assert_close(soft_dice_loss(logits.log_softmax(1), labels), monai(logits, labels[:, None]))
 
 
 def test_absent_classes_do_not_count_in_dice() -> None:
     labels = torch.zeros(1, 2, 3, 4, dtype=torch.int64)
     logits = torch.randn(1, 3, 2, 3, 4, requires_grad=True)
-    loss = soft_dice_loss(logits, labels)
+    loss = soft_dice_loss(logits.log_softmax(1), labels)
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
@@ -79,7 +79,9 @@ def test_all_ignored_is_zero_with_a_gradient() -> None:
 
 def test_cross_entropy_by_hand() -> None:
     logits = torch.tensor([[0.0, 1.0]]).reshape(1, 2, 1)
-    assert float(cross_entropy(logits, torch.tensor([[1]]), -100)) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert float(negative_log_likelihood(logits.log_softmax(1), torch.tensor([[1]]), -100)) == pytest.approx(
+        math.log(1 + math.exp(-1))
+    )
 
 
 def test_coarse_logits_are_scored_on_the_full_grid() -> None:
