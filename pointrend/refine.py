@@ -14,7 +14,7 @@ from pointrend.coordinates import check_extent, check_size, extent_centres, voxe
 from pointrend.head import PointHead
 from pointrend.render import render_labels
 from pointrend.sampling import read_at, sample_at, training_voxels
-from pointrend.subdivision import Change, Field, step_sizes
+from pointrend.subdivision import Change, Chosen, Field, step_sizes
 
 
 @dataclass(frozen=True)
@@ -229,19 +229,21 @@ class PointRend(nn.Module):
         grids = step_sizes(coarse.shape[2:], size, steps, count)
         unrefined = torch.as_tensor(render_labels(coarse, size, extent=extent))
         labels = unrefined.clone()
-        chosen, differing = [], 0
+        chosen: list[Chosen] = []
+        differing = 0
         for sample in range(len(coarse)):
             own = {name: maps[sample, None] for name, maps in features.items() if name in self.feature_names}
             picture = None if image is None else image[sample, None]
             ask = partial(self._logits_at, coarse[sample, None], shares, own, picture)
             field, flat = Field(coarse[sample], shares), labels[sample].view(-1)
             for grid in grids[:-1]:
-                index, _ = field.uncertain(grid, count=count, margin=margin)
+                index = field.choose(grid, count=count, margin=margin).index
                 delta = [ask(some, grid) - field.at(some, grid) for some in index.split(chunk)]
                 field = field.with_change(Change(grid, index, torch.cat(delta, dim=1)))
-            chosen.append(field.uncertain(size, count=count, margin=margin))
-            _write_labels(flat, field.changed(size), partial(field.at, size=size), chunk)
-            _write_labels(flat, chosen[-1][0], partial(ask, size=size), chunk)
+            last = field.choose(size, count=count, margin=margin)
+            flat[last.changed] = last.best.to(flat.dtype)
+            _write_labels(flat, last.index, partial(ask, size=size), chunk)
+            chosen.append(last)
             if check:
                 dense = flat.clone()
                 _write_labels(dense, torch.arange(len(flat), device=flat.device), partial(ask, size=size), chunk)
@@ -249,8 +251,8 @@ class PointRend(nn.Module):
         return Refinement(
             labels,
             unrefined,
-            tuple(index for index, _ in chosen),
-            tuple(doubt for _, doubt in chosen),
+            tuple(last.index for last in chosen),
+            tuple(last.uncertainty for last in chosen),
             differing / labels.numel() if check else None,
         )
 

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pointrend.coordinates import extent_centres, interpolation_table
 from pointrend.sampling import sample_at, uncertainty
 from pointrend.uncertain import uncertain_voxels
+
+VOXELS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,52 @@ class Change:
     delta: Tensor
 
     def reach(self, size: Sequence[int]) -> Tensor:
-        """Flat indices, ascending, of the voxels of another grid over the same box that the change reaches."""
-        here = self.index
-        reached = torch.zeros(len(here), 1, dtype=torch.int64, device=here.device)
-        inside = torch.ones_like(reached, dtype=torch.bool)
-        stride = 1
-        for source, target in zip(reversed(self.size), reversed(size), strict=True):
-            at, here = here % source, torch.div(here, source, rounding_mode="floor")
-            lower, upper, _ = interpolation_table(source, target)
-            first = torch.as_tensor(np.searchsorted(upper, np.arange(source)), device=here.device)
-            stop = torch.as_tensor(np.searchsorted(lower, np.arange(source), side="right"), device=here.device)
-            along = torch.arange(int((stop - first).max()), device=here.device) + first[at][:, None]
-            reached = (reached[:, None] + (along * stride)[:, :, None]).flatten(1)
-            inside = (inside[:, None] & (along < stop[at][:, None])[:, :, None]).flatten(1)
-            stride *= target
-        return reached[inside].unique()
+        """(*size) bool, the voxels of another grid over the same box that the change reaches."""
+        mask = torch.zeros(math.prod(self.size), dtype=torch.bool, device=self.index.device)
+        mask[self.index] = True
+        mask = mask.view(self.size)
+        for axis, (source, target) in enumerate(zip(self.size, size, strict=True)):
+            lower, upper, _ = (
+                torch.as_tensor(part, device=mask.device) for part in interpolation_table(source, target)
+            )
+            mask = mask.index_select(axis, lower) | mask.index_select(axis, upper)
+        return mask
 
     def at(self, index: Tensor, size: Sequence[int]) -> Tensor:
         """(K, N) change interpolated at voxels of another grid over the same box."""
         corners = []
         for source, target in zip(reversed(self.size), reversed(size), strict=True):
             on_axis, index = index % target, torch.div(index, target, rounding_mode="floor")
-            lower, upper, weight = (
-                torch.as_tensor(t, device=index.device) for t in interpolation_table(source, target)
-            )
-            corners.append(((lower[on_axis], 1 - weight[on_axis]), (upper[on_axis], weight[on_axis])))
-        total = self.delta.new_zeros(len(self.delta), len(index))
-        if not len(self.index):
-            return total
+            table = interpolation_table(source, target)
+            lower, upper, weight = (torch.as_tensor(part, device=index.device)[on_axis] for part in table)
+            corners.append(((lower, 1 - weight), (upper, weight)))
+        slots = torch.zeros(math.prod(self.size), dtype=torch.int32, device=index.device)
+        slots[self.index] = torch.arange(1, len(self.index) + 1, dtype=torch.int32, device=index.device)
+        delta = F.pad(self.delta, (1, 0))  # slot 0: no change
+        total = delta.new_zeros(len(delta), len(index))
         for corner in product(*corners[::-1]):
-            flat, share = torch.zeros_like(index), self.delta.new_ones(len(index))
+            flat, share = torch.zeros_like(index), delta.new_ones(len(index))
             for source, (at, part) in zip(self.size, corner, strict=True):
                 flat, share = flat * source + at, share * part
-            place = torch.searchsorted(self.index, flat).clamp_max(len(self.index) - 1)
-            total += self.delta[:, place] * (share * (self.index[place] == flat))
+            total += delta.index_select(1, slots[flat]) * share
         return total
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a step asks the head about, and what earlier steps have changed on its grid.
+
+    Attributes:
+        index: (n,) int64 flat indices, ascending, of the most uncertain voxels.
+        uncertainty: (n,) float32.
+        changed: (m,) int64 flat indices, ascending, of voxels that earlier changes reach.
+        best: (m,) int64, their best class.
+    """
+
+    index: Tensor
+    uncertainty: Tensor
+    changed: Tensor
+    best: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,30 +110,42 @@ class Field:
             logits = logits + change.at(index, size)
         return logits
 
-    def changed(self, size: Sequence[int]) -> Tensor:
-        """Flat indices, ascending, of the voxels of a grid where the field is not the coarse logits alone."""
-        none = torch.zeros(0, dtype=torch.int64, device=self.coarse.device)
-        return torch.cat([none, *(change.reach(size) for change in self.changes if len(change.index))]).unique()
-
-    def uncertain(self, size: Sequence[int], *, count: int | None, margin: float | None) -> tuple[Tensor, Tensor]:
+    def choose(self, size: Sequence[int], *, count: int | None, margin: float | None) -> Chosen:
         """As `uncertain_voxels`, of the field."""
-        changed = self.changed(size)
-        wanted = None if count is None else count + len(changed)  # at least `count` of these are not changed
+        if not self.changes:
+            index, doubt = uncertain_voxels(self.coarse, size, count=count, margin=margin, extent=self.extent)
+            return Chosen(index, doubt, index[:0], index[:0])
+        changed, best, own = self._changed(size)
+        if count is not None and 0 < count <= len(own):
+            # the n-th most uncertain of the changed voxels bounds what the others need to have
+            enough = -float(own.kthvalue(len(own) - count + 1).values)
+            margin = enough if margin is None else min(margin, enough)
+        # else at least `count` of these are unchanged
+        wanted = None if count is None else count + len(changed)
         index, doubt = uncertain_voxels(self.coarse, size, count=wanted, margin=margin, extent=self.extent)
-        if not len(changed):
-            return index, doubt
         plain = ~torch.isin(index, changed, assume_unique=True)
-        own = uncertainty(self.at(changed, size)[None])[0]
-        index, doubt = torch.cat([index[plain], changed]), torch.cat([doubt[plain], own])
-        kept = doubt >= (-math.inf if margin is None else -margin)
-        index, doubt = index[kept], doubt[kept]
+        near = own >= (-math.inf if margin is None else -margin)
+        index, doubt = torch.cat([index[plain], changed[near]]), torch.cat([doubt[plain], own[near]])
         index, order = index.sort()
         doubt = doubt[order]
         if count is not None and len(index) > count:
             # stable: ties go to the lower index, as everywhere
-            best = doubt.sort(descending=True, stable=True).indices[:count].sort().values
-            index, doubt = index[best], doubt[best]
-        return index, doubt
+            first = doubt.sort(descending=True, stable=True).indices[:count].sort().values
+            index, doubt = index[first], doubt[first]
+        return Chosen(index, doubt, changed, best)
+
+    def _changed(self, size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Flat indices of the voxels that changes reach, their best class and uncertainty."""
+        reached = self.changes[0].reach(size)
+        for change in self.changes[1:]:
+            reached |= change.reach(size)
+        index = reached.flatten().nonzero()[:, 0]
+        best, doubt = [], []
+        for some in index.split(VOXELS_AT_ONCE):
+            logits = self.at(some, size)
+            best.append(logits.argmax(0))
+            doubt.append(uncertainty(logits[None])[0])
+        return index, torch.cat(best), torch.cat(doubt)
 
 
 def step_sizes(coarse: Sequence[int], size: Sequence[int], steps: int, count: int | None) -> list[tuple[int, ...]]:
