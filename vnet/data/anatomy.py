@@ -140,11 +140,12 @@ def draw_anatomy(
     box = np.asarray(box_mm, float)
     length = float(box.min())
     radii = box * rng.uniform(0.30, 0.36, 3)
-    seeds = organ_middles(organs) * radii + rng.normal(0, 0.03 * length, (organs, 3))
+    crowd = 2 / max(organs, 2)  # many organs are small: they differ less
+    seeds = organ_middles(organs) * radii + rng.normal(0, 0.03 * length * crowd, (organs, 3))
     return Anatomy(
         radii_mm=radii,
         seeds=seeds,
-        reach=rng.normal(0.04, 0.01, organs) * length * (-1.0) ** np.arange(organs),
+        reach=rng.normal(0.04, 0.01, organs) * length * crowd * (-1.0) ** np.arange(organs),
         bend=Waves.draw(rng, length * 0.8, length * 0.04, outputs=3),
         folds=Waves.draw(rng, max(length / 5, 6 * finest_mm), max(length / 45, 0.8 * finest_mm), outputs=3),
         cleft=Waves.draw(rng, length * 0.5, 1.0),

@@ -117,7 +117,7 @@ def check_dataset(dataset: Dataset, cache: Path | str | None, progress: bool = T
 def examine(
     dataset: Dataset, cache: Path | str | None = None, progress: bool = True
 ) -> tuple[dict[str, CaseFacts], list[str]]:
-    """Facts of the cases that could be read, and all faults, those of `open_dataset` first."""
+    """Facts of the cases without fault, and all faults, those of `open_dataset` first."""
     place = None if cache is None else verdict_file(dataset, Path(cache))
     kept = load_kept(place)
     stamps = {case.name: stamp(case) for case in dataset.cases}
@@ -143,7 +143,7 @@ def examine(
     listed = [*dataset.faults, *listed]
     if not listed and not any(foreground_voxels(dataset, fact) for fact in facts.values()):
         listed = [f"{dataset.root}: no case holds a labelled structure; add labels with foreground"]
-    return {case.name: facts[case.name] for case in dataset.cases if case.name in facts}, listed
+    return {case.name: facts[case.name] for case in dataset.cases if case.name in sound}, listed
 
 
 def read_cases(cases: list[Case], progress: bool) -> Iterator[tuple[Case, CaseFacts | None, list[str]]]:
