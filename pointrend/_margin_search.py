@@ -16,6 +16,7 @@ from pointrend._margin_kernels import bound_cells, gather, rank_classes
 
 # Below this many voxels in cells without an agreed class a second thread costs more than it brings.
 VOXELS_PER_THREAD = 1 << 16
+SMALLEST_BUFFER = 1 << 14  # keys, beyond those that are kept
 RANK_BLOCK = 4096  # voxels whose running ranking stays in the first-level cache
 
 
@@ -130,7 +131,8 @@ def _collect_part(
     per_cell: int,
 ) -> NDArray[np.uint64]:
     """Keys of cells[part::parts], the `count` lowest at most."""
-    room = per_cell + 1 + (1 << 16 if count is None else min(count + max(count // 2, 1 << 14), len(cells) * per_cell))
+    spare = SMALLEST_BUFFER if count is None else count + max(count // 2, SMALLEST_BUFFER)
+    room = per_cell + 1 + min(spare, len(cells) * per_cell)
     keys = np.empty(room, np.uint64)
     found, position = 0, part
     while position < len(cells):

@@ -1,0 +1,269 @@
+"""Reading volumes at points and drawing training points: values worked by hand, oracles, and refusals."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pointrend.coordinates import flat_index, voxel_centres
+from pointrend.sampling import read_at, sample_at, training_points, training_voxels, uncertainty
+
+
+def centres(n):
+    return (torch.arange(n) + 0.5) / n
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+# ---- sample_at
+
+
+def test_a_linear_ramp_is_sampled_exactly():
+    z, y, x = torch.meshgrid(centres(3), centres(4), centres(5), indexing="ij")
+    ramp = (100 * z + 10 * y + x)[None, None]
+    points = torch.tensor([[[0.5, 0.5, 0.5], [0.2, 0.8, 0.3]]])
+    torch.testing.assert_close(sample_at(ramp, points)[0, 0], points[0] @ torch.tensor([100.0, 10.0, 1.0]))
+
+
+def test_a_linear_ramp_is_sampled_exactly_in_2d():
+    y, x = torch.meshgrid(centres(3), centres(4), indexing="ij")
+    ramp = (10 * y + x)[None, None]
+    points = torch.tensor([[[0.5, 0.5], [0.7, 0.2]]])
+    torch.testing.assert_close(sample_at(ramp, points)[0, 0], points[0] @ torch.tensor([10.0, 1.0]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=3), st.integers(1, 3), st.integers(0, 2**31))
+def test_voxel_centres_of_any_grid_read_what_interpolate_gives(source, batch, seed):
+    generator = torch.Generator().manual_seed(seed)
+    volume = torch.randn(batch, 2, *source, generator=generator)
+    size = torch.randint(1, 9, (len(source),), generator=generator).tolist()
+    index = torch.arange(math.prod(size)).expand(batch, -1)
+    mode = {2: "bilinear", 3: "trilinear"}[len(source)]
+    expected = F.interpolate(volume, size=size, mode=mode, align_corners=False).flatten(2)
+    torch.testing.assert_close(sample_at(volume, voxel_centres(index, size)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_border_is_not_pulled_to_zero():
+    corners = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.01, 0.5, 0.99]]])
+    assert torch.equal(sample_at(torch.full((1, 1, 8, 8, 8), 5.0), corners), torch.full((1, 1, 3), 5.0))
+
+
+def test_samples_of_a_batch_read_their_own_volume():
+    volume = torch.stack([torch.full((2, 3, 4), 1.0), torch.full((2, 3, 4), 2.0)])
+    assert sample_at(volume, torch.rand(2, 5, 2)).mean((1, 2)).tolist() == [1.0, 2.0]
+
+
+def test_nearest_reads_the_voxel_that_holds_the_point():
+    labels = torch.arange(60).view(1, 1, 3, 4, 5)
+    points = torch.tensor([[[0.99, 0.0, 0.41], [0.34, 0.6, 0.1]]])
+    assert sample_at(labels, points, mode="nearest").tolist() == [[[2 * 20 + 0 + 2, 20 + 2 * 5]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_dtype_of_the_volume_is_kept_and_coordinates_stay_sharp(dtype):
+    # in bfloat16 a coordinate has 8 bits, less than 300 voxels need
+    ramp = torch.arange(300, dtype=dtype)[None, None, None]
+    sampled = sample_at(ramp, torch.tensor([[[0.5, 150.5 / 300]]]))
+    assert sampled.dtype == dtype
+    assert sampled.item() == pytest.approx(150, abs=1e-4)
+
+
+def test_no_points_give_no_values():
+    assert sample_at(torch.zeros(2, 3, 4, 5), torch.zeros(2, 0, 2)).shape == (2, 3, 0)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (3, 4, 5)])
+def test_reading_by_index_is_sampling_at_centres_with_the_same_gradient(size):
+    torch.manual_seed(0)
+    volume = torch.randn(2, 3, *size, requires_grad=True)
+    points = voxel_centres(torch.randint(math.prod(size), (2, 30)), size)
+    weight = torch.randn(2, 3, 30)
+    results = []
+    for grid in (None, size):
+        values = read_at(volume, points, grid)
+        results.append((values, *torch.autograd.grad((values * weight).sum(), volume)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("volume", "points", "message"),
+    [
+        (torch.zeros(2, 1, 3, 4, 5), torch.zeros(2, 7, 2), r"points must be \(2, N, 3\), got \(2, 7, 2\)"),
+        (torch.zeros(2, 1, 3, 4, 5), torch.zeros(1, 7, 3), r"points must be \(2, N, 3\), got \(1, 7, 3\)"),
+        (torch.zeros(1, 1, 3, 4), torch.zeros(7, 2), r"points must be \(1, N, 2\), got \(7, 2\)"),
+        (torch.zeros(1, 1, 3), torch.zeros(1, 7, 1), r"volume must be .* got \(1, 1, 3\)"),
+    ],
+)
+def test_shapes_that_disagree_are_refused(volume, points, message):
+    with pytest.raises(ValueError, match=message):
+        sample_at(volume, points)
+
+
+def test_modes_and_dtypes_are_refused():
+    with pytest.raises(ValueError, match="mode must be 'bilinear' or 'nearest', got 'cubic'"):
+        sample_at(torch.zeros(1, 1, 3, 4), torch.zeros(1, 2, 2), mode="cubic")
+    with pytest.raises(TypeError, match=r"needs a floating-point volume, got torch.int64"):
+        sample_at(torch.zeros(1, 1, 3, 4, dtype=torch.int64), torch.zeros(1, 2, 2))
+
+
+# ---- uncertainty
+
+
+def test_uncertainty_by_hand():
+    logits = torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, -1.0]])[:, :, None]  # (2, 3, 1)
+    assert uncertainty(logits).tolist() == [[-0.5], [0.0]]
+
+
+def test_two_classes_are_the_distance_from_one_half():
+    logits = torch.randn(1, 2, 50)
+    probability = logits.softmax(1)[:, 1]
+    torch.testing.assert_close(uncertainty(logits), -probability.logit().abs(), atol=1e-4, rtol=1e-4)
+
+
+@given(st.integers(2, 7), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=25)
+def test_uncertainty_is_the_second_of_the_top_two_minus_the_first(classes, seed):
+    logits = torch.randn(2, classes, 3, 4, 5, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    best, second = logits.topk(2, dim=1).values.unbind(1)
+    assert torch.equal(uncertainty(logits), second - best)
+
+
+def test_one_class_has_no_uncertainty():
+    with pytest.raises(ValueError, match=r"K >= 2, got \(1, 1, 4\)"):
+        uncertainty(torch.zeros(1, 1, 4))
+
+
+# ---- training points
+
+
+def edge_logits(batch=1):
+    """Two classes that tie between columns 3 and 4 of 8, (B, 2, 8, 8)."""
+    ramp = (torch.arange(8) - 3.5).expand(batch, 8, 8)
+    return torch.stack([-ramp, ramp], dim=1)
+
+
+def test_points_are_voxel_centres_of_the_label_grid():
+    points = training_points(edge_logits(2), (12, 20), count=50, generators=generators(0, 1))
+    assert points.shape == (2, 50, 2)
+    index = flat_index(points, (12, 20))
+    assert torch.equal(voxel_centres(index, (12, 20)), points)
+
+
+def test_beta_of_n_are_the_most_uncertain_of_k_n_candidates():
+    # N = 40, k = 5, beta = 0.75: 30 of 200 candidates, 10 uniform; the draw is replayed with its own generator
+    size = (16, 16)
+    chosen = training_voxels(edge_logits(), size, count=40, oversample=5, importance=0.75, generators=generators(3))[0]
+    drawn = torch.randint(256, (210,), generator=generators(3)[0])
+    dense = F.interpolate(edge_logits(), size=size, mode="bilinear", align_corners=False)
+    doubt = uncertainty(dense).flatten()[drawn[:200]]
+    assert torch.equal(chosen[30:], drawn[200:])
+    assert torch.equal(doubt.topk(30).values.sort().values, uncertainty(dense).flatten()[chosen[:30]].sort().values)
+
+
+def test_uncertainty_is_taken_after_interpolation():
+    # Neighbours of -1 and +1 are sure of themselves; halfway between them lies the boundary. Interpolating the
+    # uncertainties of the grid, or logits sorted per voxel, would call every place alike.
+    logits = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])[None, :, None]  # (1, 2, 1, 2)
+    chosen = training_voxels(logits, (1, 400), count=10, oversample=100, importance=1, generators=generators(0))
+    assert ((chosen - 199.5).abs() < 15).all()
+
+
+@pytest.mark.parametrize(("importance", "lowest", "highest"), [(0.0, 0.1, 0.4), (1.0, 0.9, 1.0)])
+def test_importance_moves_points_to_the_boundary(importance, lowest, highest):
+    chosen = training_voxels(
+        edge_logits(), (32, 32), count=400, oversample=8, importance=importance, generators=generators(0)
+    )
+    near = ((chosen % 32 - 15.5).abs() < 4).float().mean()
+    assert lowest <= near <= highest  # a quarter of the columns is near
+
+
+def test_a_sample_draws_the_same_whatever_else_is_in_the_batch():
+    logits = torch.randn(3, 4, 5, 6, 7)
+    labels = torch.randint(0, 4, (3, 10, 12, 14))
+    options = {"count": 30, "ignore": 2}
+    batch = training_voxels(logits, (10, 12, 14), generators=generators(5, 6, 7), labels=labels, **options)
+    alone = training_voxels(logits[1:2], (10, 12, 14), generators=generators(6), labels=labels[1:2], **options)
+    again = training_voxels(logits, (10, 12, 14), generators=generators(5, 6, 7), labels=labels, **options)
+    assert torch.equal(batch[1], alone[0])
+    assert torch.equal(batch, again)
+    assert not torch.equal(batch[0], batch[1])
+
+
+@settings(deadline=None, max_examples=25)
+@given(share=st.floats(0.01, 0.99), importance=st.floats(0, 1), seed=st.integers(0, 2**31))
+def test_ignored_voxels_are_never_drawn(share, importance, seed):
+    labels = (torch.rand(1, 6, 7, 8, generator=torch.Generator().manual_seed(seed)) < share).long() * 255
+    labels[0, 0, 0, 0] = 0
+    logits = torch.randn(1, 3, 3, 4, 5)
+    drawn = training_voxels(
+        logits, (6, 7, 8), count=60, importance=importance, generators=generators(seed), labels=labels, ignore=255
+    )
+    assert drawn.shape == (1, 60)
+    assert (labels.flatten(1).gather(1, drawn) == 0).all()
+
+
+def test_a_sample_without_counted_voxels_still_gives_points():
+    labels = torch.full((1, 4, 4), 9)
+    drawn = training_voxels(edge_logits(), (4, 4), count=5, generators=generators(0), labels=labels, ignore=9)
+    assert drawn.shape == (1, 5)
+
+
+def test_quotas_feed_small_structures():
+    labels = torch.zeros(1, 32, 32, dtype=torch.int64)
+    labels[0, 5, 5:8] = 2  # three voxels of 1024, far from the boundary of the logits
+    logits = torch.cat([edge_logits(), torch.full((1, 2, 8, 8), -9.0)], dim=1)  # class 1, 3: no quota, absent
+    drawn = training_voxels(
+        logits, (32, 32), count=100, generators=generators(0), labels=labels, quotas=[0, 0, 0.2, 0.3]
+    )
+    assert drawn.shape == (1, 100)
+    at_labels = labels.flatten()[drawn[0]]
+    assert (at_labels == 2).sum() >= 20  # its quota; the absent class's went to the rest
+    plain = training_voxels(logits, (32, 32), count=100, generators=generators(0))
+    assert (labels.flatten()[plain[0]] == 2).sum() < 5
+
+
+def test_quotas_keep_off_ignored_voxels():
+    labels = torch.randint(0, 3, (1, 9, 9))
+    drawn = training_voxels(
+        torch.randn(1, 3, 3, 3),
+        (9, 9),
+        count=64,
+        generators=generators(0),
+        labels=labels,
+        ignore=2,
+        quotas=[0.1, 0.2, 0.5],
+    )
+    assert (labels.flatten()[drawn[0]] != 2).all()
+
+
+def test_no_points_may_be_asked_for():
+    assert training_points(edge_logits(), (4, 4), count=0, generators=generators(0)).shape == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": -1}, "count must be a whole number of at least 0, got -1"),
+        ({"count": 2.5}, "count must be a whole number of at least 0, got 2.5"),
+        ({"oversample": 0.5}, "oversample must be at least 1, got 0.5"),
+        ({"oversample": math.nan}, "oversample must be at least 1, got nan"),
+        ({"importance": 1.1}, r"importance must lie in \[0, 1\], got 1.1"),
+        ({"generators": []}, "generators must be one per sample, got 0 for a batch of 1"),
+        ({"ignore": 3}, "labels must be given with ignore or quotas, got None"),
+        ({"labels": torch.zeros(1, 4, 5)}, r"labels must be \(1, 4, 4\), got \(1, 4, 5\)"),
+        ({"labels": torch.zeros(1, 4, 4), "quotas": [0.5]}, r"quotas must be 2 shares"),
+        ({"labels": torch.zeros(1, 4, 4), "quotas": [0.5, 0.6]}, r"of sum at most 1, got \(0.5, 0.6\)"),
+        ({"size": (4, 4, 4)}, r"size must be 2 whole numbers"),
+        ({"logits": torch.zeros(1, 1, 8, 8)}, r"K >= 2, got \(1, 1, 8, 8\)"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, message):
+    usual = {"logits": edge_logits(), "size": (4, 4), "count": 3, "generators": generators(0)}
+    with pytest.raises(ValueError, match=message):
+        training_points(**usual | options)
