@@ -86,7 +86,10 @@ FAULTS = [
     (break_voxels, r"case case_01: .*imagesTr/case_01.nii.gz: 1 voxels are NaN or infinite; replace"),
     (break_value, r"case case_01: 2 voxels of the label hold 7, outside the classes 0 to 2 of dataset.json; name"),
     (break_whole, r"case case_01: .*: 1 voxels hold label values that are not whole; resample"),
-    (break_channels, r"case case_01: the image 4-D where 3-D is due: it has 2 channels, dataset.json names 1 \(MRI\)"),
+    (
+        break_channels,
+        r"case case_01: the image is 4-D where 3-D is due: 2 channels where dataset.json names 1 \(MRI\); correct",
+    ),
     (break_gzip, r"case case_01: .*imagesTr/case_01.nii.gz: truncated or damaged gzip"),
     (break_file, r"case case_01: labelsTr/case_01.nii.gz is not there; restore"),
 ]

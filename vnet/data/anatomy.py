@@ -149,7 +149,7 @@ def draw_anatomy(
         bend=Waves.draw(rng, length * 0.8, length * 0.04, outputs=3),
         folds=Waves.draw(rng, max(length / 5, 6 * finest_mm), max(length / 45, 0.8 * finest_mm), outputs=3),
         cleft=Waves.draw(rng, length * 0.5, 1.0),
-        cleft_mm=0.75 * finest_mm,
+        cleft_mm=0.75 * finest_mm * crowd**0.5,
         vessels=tuple(draw_tree(rng, radii, max(0.95 * finest_mm, length / 40))) if vessels else (),
     )
 

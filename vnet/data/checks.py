@@ -221,9 +221,12 @@ def rule_faults(dataset: Dataset, name: str, fact: CaseFacts) -> list[str]:
     """What dataset.json and a case's facts disagree on."""
     faults = []
     if fact.channels != len(dataset.modalities):
-        named = f"dataset.json names {len(dataset.modalities)} ({', '.join(dataset.modalities)})"
-        what = "4-D where 3-D is due: it has" if len(dataset.modalities) == 1 else "has"
-        faults.append(f"case {name}: the image {what} {fact.channels} channels, {named}; correct one of the two")
+        due = f"{len(dataset.modalities)} ({', '.join(dataset.modalities)})"
+        what = "is 4-D where 3-D is due:" if len(dataset.modalities) == 1 else "has"
+        faults.append(
+            f"case {name}: the image {what} {fact.channels} channels where dataset.json names {due}; "
+            "correct one of the two"
+        )
     known = {*range(len(dataset.structures)), dataset.ignore}
     strange = sorted(value for value in fact.labels if value not in known)
     if strange:
