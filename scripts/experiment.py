@@ -17,6 +17,7 @@ def main(argv: Sequence[str]) -> int:
     from vnet.report import print_comparison
 
     print_comparison(config)
+    print(f"curves and pictures: tensorboard --logdir {Path(config.run_root, config.name)}  (or: make tensorboard)")
     return 0
 
 

@@ -300,6 +300,14 @@ class Config:
         stages = {f"encoder{i + 1}" for i in range(len(self.network.down))} | {"decoder"}
         for name in self.points.features:
             require(name in stages, "points.features", f"name stages of {sorted(stages)}", name)
+        total = cumulative_strides(self.network.strides)[-1]
+        deepest = [-(-n // s) for n, s in zip(self.training.patch, total, strict=True)]
+        require(
+            self.network.norm not in ("batch", "instance") or deepest != [1, 1, 1],
+            "training.patch",
+            f"leave more than one voxel to normalise at the deepest stage (stride {total})",
+            list(self.training.patch),
+        )
 
     @property
     def has_head(self) -> bool:
@@ -465,6 +473,7 @@ def load_config(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, *
     given = dict(option_values(argv))
     if path and not nested.get("name"):
         nested["name"] = path.stem
+    nested.setdefault("name", "experiment")
     if base is None:
         arm = str(given.get("arm") or nested.get("arm") or "dense")
         arms = typed.study.arms if "study.arms" in given else (nested.get("study") or {}).get("arms")
@@ -473,7 +482,6 @@ def load_config(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, *
                 build(config_parser(), merge(nested, arm_overrides(str(name), arms, where)), where, [])
         nested = merge(nested, arm_overrides(arm, arms, where))
         nested["arm"] = arm
-    nested.setdefault("name", "experiment")
     return build(parser, nested, where, argv)
 
 

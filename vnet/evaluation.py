@@ -105,6 +105,7 @@ def evaluate_cases(
                     scored.prediction.uncertainty,
                     scored.volume.spacing_mm,
                     structures,
+                    ignore=ignore,
                 )
             ]
         shown(scored.case.name)

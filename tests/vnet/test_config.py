@@ -56,6 +56,7 @@ def test_a_resolved_config_reads_back_the_same() -> None:
         (["--training.steps", "many"], "training.steps must be int, got many"),
         (["--training.steps", "0"], "training.steps must be 1 or more, got 0"),
         (["--training.patch", "[1,2]"], "training.patch"),
+        (["--training.patch", "[16,16,9]"], "training.patch must leave more than one voxel to normalise"),
         (["--training.learning_rate", "-1"], "training.learning_rate must be positive, got -1"),
         (["--network.kernel", "4"], "network.kernel must be odd and positive, got 4"),
         (["--network.output_stride", "3"], "network.output_stride must be the stride of a decoder stage"),
