@@ -140,13 +140,8 @@ def _pair_labels(
         b0, b1 = _mix(lead[2], lead[6], w), _mix(lead[3], lead[7], w)
         for y in range(out.shape[1]):
             left, right = _mix(a0, b0, weight_y[y]), _mix(a1, b1, weight_y[y])
-            if (left > 0) == (right > 0):
-                label = upper if left > 0 else lower
-                for x in range(out.shape[2]):
-                    out[z, y, x] = label
-            else:
-                for x in range(out.shape[2]):
-                    out[z, y, x] = upper if _mix(left, right, weight_x[x]) > 0 else lower
+            for x in range(out.shape[2]):
+                out[z, y, x] = upper if _mix(left, right, weight_x[x]) > 0 else lower
 
 
 @_compiled
@@ -164,14 +159,13 @@ def _many_labels(
         w = weight_z[z]
         for y in range(out.shape[1]):
             v = weight_y[y]
-            best[: out.shape[2]] = -np.inf
             for i in range(len(candidates)):
                 c = corners[i]
                 left = _mix(_mix(c[0], c[4], w), _mix(c[2], c[6], w), v)
                 right = _mix(_mix(c[1], c[5], w), _mix(c[3], c[7], w), v)
                 for x in range(out.shape[2]):
                     value = _mix(left, right, weight_x[x])
-                    if value > best[x]:
+                    if i == 0 or value > best[x]:
                         best[x] = value
                         out[z, y, x] = candidates[i]
 
@@ -225,14 +219,38 @@ def _gather(planes: Planes, slots: tuple[int, int], places: tuple[int, int, int,
 
 
 @_compiled
-def _same_pair(labels: NDArray[np.int32]) -> bool:
-    """Whether the best two classes are the same two at all corners: no other can win inside."""
-    a, b = labels[0, 0], labels[1, 0]
-    for corner in range(1, 8):
-        c, d = labels[0, corner], labels[1, corner]
-        if not ((c == a and d == b) or (c == b and d == a)):
-            return False
-    return True
+def _lead_at(
+    values: NDArray[np.float32], labels: NDArray[np.int32], place: int, lower: int, upper: int
+) -> tuple[np.float32, bool]:
+    """Lead of `upper` over `lower` at one corner, and whether these two are its best."""
+    winner, runner = labels[0, place], labels[1, place]
+    lead = values[0, place] - values[1, place]
+    known = ((winner == lower) & (runner == upper)) | ((winner == upper) & (runner == lower))
+    return (lead if winner == upper else -lead), known
+
+
+@_compiled
+def _pair_lead(
+    low: tuple[NDArray[np.float32], NDArray[np.int32]],
+    high: tuple[NDArray[np.float32], NDArray[np.int32]],
+    places: tuple[int, int, int, int],
+    lower: int,
+    upper: int,
+    lead: NDArray[np.float32],
+) -> bool:
+    """Whether the best two classes are these two at all corners, so that no other can win inside; with their lead."""
+    values0, labels0 = low
+    values1, labels1 = high
+    p0, p1, p2, p3 = places
+    lead[0], known0 = _lead_at(values0, labels0, p0, lower, upper)
+    lead[1], known1 = _lead_at(values0, labels0, p1, lower, upper)
+    lead[2], known2 = _lead_at(values0, labels0, p2, lower, upper)
+    lead[3], known3 = _lead_at(values0, labels0, p3, lower, upper)
+    lead[4], known4 = _lead_at(values1, labels1, p0, lower, upper)
+    lead[5], known5 = _lead_at(values1, labels1, p1, lower, upper)
+    lead[6], known6 = _lead_at(values1, labels1, p2, lower, upper)
+    lead[7], known7 = _lead_at(values1, labels1, p3, lower, upper)
+    return known0 & known1 & known2 & known3 & known4 & known5 & known6 & known7
 
 
 @_compiled
@@ -289,16 +307,17 @@ def _keep(cell: Cell, winners: int, number: int, margin: float) -> int:
     for i in range(number):
         if i >= winners and _out_of_reach(corners[i], cell.references, winners + 1, margin):
             continue
-        label = candidates[i]
-        values = cell.lead
-        values[:] = corners[i]
-        place = kept
+        label, place = candidates[i], kept
+        for corner in range(8):
+            cell.lead[corner] = corners[i, corner]
         while place > 0 and candidates[place - 1] > label:
             candidates[place] = candidates[place - 1]
-            corners[place] = corners[place - 1]
+            for corner in range(8):
+                corners[place, corner] = corners[place - 1, corner]
             place -= 1
         candidates[place] = label
-        corners[place] = values
+        for corner in range(8):
+            corners[place, corner] = cell.lead[corner]
         kept += 1
     return kept
 
@@ -317,12 +336,16 @@ def _candidates(planes: Planes, cell: Cell) -> tuple[int, bool]:
     winners = number
     for corner in range(8):
         number = _add(cell.candidates, number, cell.labels[1, corner])
-    cell.references[winners] = 0
     for i in range(number):
         _read(planes, cell, i, cell.candidates[i])
-        if i < winners:
-            cell.references[i] = cell.corners[i]
-            cell.references[winners] += cell.corners[i] / np.float32(winners)
+    share = np.float32(1) / np.float32(winners)
+    for corner in range(8):
+        mean = np.float32(0)
+        for i in range(winners):
+            value = cell.corners[i, corner]
+            cell.references[i, corner] = value
+            mean += value * share
+        cell.references[winners, corner] = mean
     # the third best of a corner bounds every class that is not among its best two
     search = number < planes.classes and not _out_of_reach(cell.values[2], cell.references, winners + 1, margin)
     if search:
@@ -331,67 +354,38 @@ def _candidates(planes: Planes, cell: Cell) -> tuple[int, bool]:
 
 
 @_compiled
-def _label_cell(
-    planes: Planes,
-    cell: Cell,
-    best: NDArray[np.float32],
-    out: NDArray,
-    weight_z: NDArray[np.float32],
-    weight_y: NDArray[np.float32],
-    weight_x: NDArray[np.float32],
+def uniform_cells(
+    low: NDArray[np.int32], high: NDArray[np.int32], width: int, height: int, out: NDArray[np.int32]
 ) -> None:
-    lead = cell.lead
-    if _same_pair(cell.labels):
-        lower, upper = cell.labels[0, 0], cell.labels[1, 0]
-        if lower > upper:
-            lower, upper = upper, lower
-        for corner in range(8):
-            difference = cell.values[0, corner] - cell.values[1, corner]
-            lead[corner] = difference if cell.labels[0, corner] == upper else -difference
-        _pair_labels(lead, lower, upper, out, weight_z, weight_y, weight_x)
-        return
-    number, _ = _candidates(planes, cell)
-    if number == 2:
-        for corner in range(8):
-            lead[corner] = cell.corners[1, corner] - cell.corners[0, corner]
-        _pair_labels(lead, cell.candidates[0], cell.candidates[1], out, weight_z, weight_y, weight_x)
-    else:
-        _many_labels(cell.corners, cell.candidates[:number], best, out, weight_z, weight_y, weight_x)
+    """The class that wins at all corners of each cell, or -1, for `height` rows of cells of `width`.
+
+    `low` and `high` (n,) are the winners of two planes, with a further row below the last cells except at the end.
+    """
+    # kept apart from the loops that use it: alone, these three vectorise
+    for i in range(len(low)):
+        out[i] = low[i] if low[i] == high[i] else np.int32(-1)
+    for i in range(min(height * width, len(low) - width)):
+        out[i] = out[i] if out[i] == out[i + width] else np.int32(-1)
+    for row in range(height):
+        for i in range(row * width, (row + 1) * width - 1):
+            out[i] = out[i] if out[i] == out[i + 1] else np.int32(-1)
 
 
 @_compiled
-def _fill_uniform(
-    planes: Planes,
-    slots: tuple[int, int],
-    above: int,
-    below: int,
-    starts: NDArray[np.int32],
-    edges: NDArray[np.int32],
-    template: NDArray,
-    mixed: NDArray[np.int32],
-) -> int:
-    """Labels of the uniform cells of a row of cells into `template`, the others into `mixed`; returns their number."""
-    winners, width = planes.labels[:, 0], len(starts) - 1
-    for x in range(width):
-        label = winners[slots[0], above + x]
-        same = (
-            (label == winners[slots[1], above + x])
-            & (label == winners[slots[0], below + x])
-            & (label == winners[slots[1], below + x])
-        )
-        edges[x] = label if same else -1
-    edges[width] = edges[width - 1]
-    count, x = 0, 0
+def _fill_row(uniform: NDArray[np.int32], starts: NDArray[np.int32], out: NDArray, mixed: NDArray[np.int32]) -> int:
+    """Labels of the uniform cells of a row of cells into `out`, the others into `mixed`; returns their number."""
+    count, x, width = 0, 0, len(uniform)
     while x < width:
-        if edges[x] < 0 or edges[x] != edges[x + 1]:
+        label = uniform[x]
+        if label < 0:
             mixed[count] = x
             count += 1
             x += 1
             continue
         run = x + 1
-        while run < width and edges[run] == edges[x] and edges[run + 1] == edges[x]:
+        while run < width and uniform[run] == label:
             run += 1
-        template[starts[x] : starts[run]] = edges[x]
+        out[starts[x] : starts[run]] = label
         x = run
     return count
 
@@ -401,6 +395,68 @@ def surface_slab(
     planes: Planes,
     slots: tuple[int, int],
     rows: tuple[int, int, int],
+    uniform: NDArray[np.int32],
+    starts_y: NDArray[np.int32],
+    weight_y: NDArray[np.float32],
+    starts_x: NDArray[np.int32],
+    weight_x: NDArray[np.float32],
+    weight_z: NDArray[np.float32],
+    out: NDArray,
+    hard: NDArray[np.int32],
+) -> int:
+    """Labels of one slab: fill the cells whose corners agree, interpolate those with two candidates at sight.
+
+    Args:
+        planes: the two planes; `slots` says which of them is the lower and which the upper (the same at the end).
+        rows: first and past-the-last row of cells of the block, and the rows of the whole source.
+        uniform: (n,) from `uniform_cells`.
+        starts_y, starts_x: (H + 1,), (W + 1,) first target of each cell.
+        weight_y, weight_x, weight_z: of the upper corner, for each target row, column, and plane of the slab.
+        out: (planes of the slab, all target rows, all target columns).
+        hard: (n,) receives the cells that are left to `label_hard_cells`.
+
+    Returns:
+        Their number.
+    """
+    first_row, last_row, height = rows
+    width, count = len(starts_x) - 1, 0
+    template, mixed = np.empty(out.shape[2], out.dtype), np.empty(width, np.int32)
+    lead = np.empty(8, np.float32)
+    low = planes.values[slots[0]], planes.labels[slots[0]]
+    high = planes.values[slots[1]], planes.labels[slots[1]]
+    for row in range(first_row, last_row):
+        y0, y1 = starts_y[row], starts_y[row + 1]
+        if y0 == y1:
+            continue
+        above = (row - first_row) * width
+        below = (min(row + 1, height - 1) - first_row) * width
+        number = _fill_row(uniform[above : above + width], starts_x, template, mixed)
+        for z in range(out.shape[0]):
+            for y in range(y0, y1):
+                out[z, y, :] = template
+        for i in range(number):
+            x = mixed[i]
+            x0, x1, right = starts_x[x], starts_x[x + 1], min(x + 1, width - 1)
+            if x0 == x1:
+                continue
+            places = (above + x, above + right, below + x, below + right)
+            a, b = low[1][0, above + x], low[1][1, above + x]
+            lower, upper = min(a, b), max(a, b)
+            if _pair_lead(low, high, places, lower, upper, lead):
+                inside = out[:, y0:y1, x0:x1]
+                _pair_labels(lead, lower, upper, inside, weight_z, weight_y[y0:y1], weight_x[x0:x1])
+            else:
+                hard[count] = above + x
+                count += 1
+    return count
+
+
+@_compiled
+def label_hard_cells(
+    planes: Planes,
+    slots: tuple[int, int],
+    rows: tuple[int, int, int],
+    hard: NDArray[np.int32],
     starts_y: NDArray[np.int32],
     weight_y: NDArray[np.float32],
     starts_x: NDArray[np.int32],
@@ -408,37 +464,25 @@ def surface_slab(
     weight_z: NDArray[np.float32],
     out: NDArray,
 ) -> None:
-    """Labels of one slab: fill the cells whose corners agree, interpolate the others.
-
-    Args:
-        planes: the two planes; `slots` says which of them is the lower and which the upper (the same at the end).
-        rows: first and past-the-last row of cells of the block, and the rows of the whole source.
-        starts_y, starts_x: (H + 1,), (W + 1,) first target of each cell.
-        weight_y, weight_x, weight_z: of the upper corner, for each target row, column, and plane of the slab.
-        out: (planes of the slab, all target rows, all target columns).
-    """
-    first_row, last_row, height = rows
+    """Labels of the cells that `surface_slab` left, whose candidates have to be found first."""
+    first_row, _, height = rows
     width = len(starts_x) - 1
-    template, best = np.empty(out.shape[2], out.dtype), np.empty(out.shape[2], np.float32)
-    edges, mixed = np.empty(width + 1, np.int32), np.empty(width, np.int32)
-    cell = _new_cell(planes.classes)
-    for row in range(first_row, last_row):
-        y0, y1 = starts_y[row], starts_y[row + 1]
-        if y0 == y1:
-            continue
-        above = (row - first_row) * width
-        below = (min(row + 1, height - 1) - first_row) * width
-        count = _fill_uniform(planes, slots, above, below, starts_x, edges, template, mixed)
-        for z in range(out.shape[0]):
-            for y in range(y0, y1):
-                out[z, y, :] = template
-        for i in range(count):
-            x = mixed[i]
-            x0, x1, right = starts_x[x], starts_x[x + 1], min(x + 1, width - 1)
-            if x0 < x1:
-                _gather(planes, slots, (above + x, above + right, below + x, below + right), cell)
-                inside = out[:, y0:y1, x0:x1]
-                _label_cell(planes, cell, best, inside, weight_z, weight_y[y0:y1], weight_x[x0:x1])
+    cell, best = _new_cell(planes.classes), np.empty(out.shape[2], np.float32)
+    for i in range(len(hard)):
+        above = np.int64(hard[i])
+        row, x = first_row + above // width, above % width
+        down = width if row + 1 < height else 0
+        right = 1 if x + 1 < width else 0
+        _gather(planes, slots, (above, above + right, above + down, above + down + right), cell)
+        number, _ = _candidates(planes, cell)
+        y0, y1, x0, x1 = starts_y[row], starts_y[row + 1], starts_x[x], starts_x[x + 1]
+        inside, inside_y, inside_x = out[:, y0:y1, x0:x1], weight_y[y0:y1], weight_x[x0:x1]
+        if number == 2:
+            for corner in range(8):
+                cell.lead[corner] = cell.corners[1, corner] - cell.corners[0, corner]
+            _pair_labels(cell.lead, cell.candidates[0], cell.candidates[1], inside, weight_z, inside_y, inside_x)
+        else:
+            _many_labels(cell.corners, cell.candidates[:number], best, inside, weight_z, inside_y, inside_x)
 
 
 @_compiled
@@ -447,11 +491,14 @@ def survey(planes: Planes, width: int) -> tuple[int, int, int, int]:
     otherwise, the candidates of those, and how many needed a search of all classes."""
     pairs, others, candidates, searches = 0, 0, 0, 0
     cell = _new_cell(planes.classes)
+    low, high = (planes.values[0], planes.labels[0]), (planes.values[1], planes.labels[1])
     for x in range(width - 1):
-        _gather(planes, (0, 1), (x, x + 1, width + x, width + x + 1), cell)
+        places = (x, x + 1, width + x, width + x + 1)
+        _gather(planes, (0, 1), places, cell)
         if (cell.labels[0] == cell.labels[0, 0]).all():
             continue
-        if _same_pair(cell.labels):
+        a, b = cell.labels[0, 0], cell.labels[1, 0]
+        if _pair_lead(low, high, places, min(a, b), max(a, b), cell.lead):
             pairs += 1
             continue
         number, search = _candidates(planes, cell)

@@ -258,6 +258,7 @@ def _surface_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis],
         np.empty((2, 3, block.count), np.float32),
         np.empty((2, 2, block.count), np.int32),
     )
+    uniform, hard = np.empty(block.count, np.int32), np.empty(block.count, np.int32)
     ready = -1
     for lower, upper, targets, weight_z in _slabs(axis_z):
         for plane in range(ready + 1, upper + 1):
@@ -274,18 +275,14 @@ def _surface_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis],
                 planes.labels[slot],
             )
             _check_finite(largest)
-        if targets.start < targets.stop:
-            kernels.surface_slab(
-                planes,
-                (lower % 2, upper % 2),
-                rows,
-                axis_y.starts,
-                axis_y.weight,
-                axis_x.starts,
-                axis_x.weight,
-                weight_z,
-                out[targets],
-            )
+        if targets.start == targets.stop:
+            continue
+        slots = (lower % 2, upper % 2)
+        winners = planes.labels[slots[0], 0], planes.labels[slots[1], 0]
+        kernels.uniform_cells(*winners, block.source.width, rows[1] - rows[0], uniform)
+        where = axis_y.starts, axis_y.weight, axis_x.starts, axis_x.weight, weight_z, out[targets]
+        count = kernels.surface_slab(planes, slots, rows, uniform, *where, hard)
+        kernels.label_hard_cells(planes, slots, rows, hard[:count], *where)
 
 
 def _dense_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis], out: NDArray[Any]) -> None:
