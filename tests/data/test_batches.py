@@ -87,6 +87,22 @@ def test_a_closed_stream_leaves_no_thread(dataset):
     assert "batches" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_the_thread_takes_one_core_and_leaves_the_others(dataset, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        batches, seen = make(dataset), []
+        original = batches.batch
+        monkeypatch.setattr(batches, "batch", lambda step: seen.append(torch.get_num_threads()) or original(step))
+        with closing(batches.stream()) as stream:
+            next(stream)
+            assert torch.get_num_threads() == 3
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_every_case_is_seen_once_an_epoch(dataset):
     batches = make(dataset, batch=2)
     names = [name for step in range(10) for name in batches.batch(step)[2]]

@@ -14,6 +14,7 @@ from threading import Event, Thread
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from vnet.data.augmentation import AXES, View, draw_matrix, look, needed_box, vary_intensity
@@ -111,7 +112,12 @@ class TrainingBatches:
                 thread.join(0.05)
 
     def fill(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
-        """Put batches into the queue until told to stop."""
+        """Put batches into the queue until told to stop, on one core: the others are the network's."""
+        torch.get_num_threads()  # torch sets a thread's count at its first use; only then does lowering it last
+        with threadpool_limits(1, user_api="openmp"):
+            self.fill_alone(queue, stop, step)
+
+    def fill_alone(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
         while not stop.is_set():
             item: Batch | BaseException
             try:
