@@ -230,7 +230,7 @@ Task = TypeVar("Task")
 
 
 def _each(run: Callable[[Task], None], tasks: Sequence[Task], threads: int) -> None:
-    if threads == 1 or len(tasks) == 1:
+    if threads == 1 or len(tasks) <= 1:
         for task in tasks:
             run(task)
         return
@@ -328,7 +328,7 @@ def _pays_by_surface(source: _Source, axes: list[_Axis]) -> bool:
     pairs, others, candidates, searches = _survey(source)
     surface = 0.4 * source.classes + 0.2 * voxels + pairs * (100 + 2 * voxels)
     surface += others * 250 + candidates * (40 + 2 * voxels) + searches * 15 * source.classes
-    return surface < voxels * (0.6 * source.classes + 1.5)
+    return bool(surface < voxels * (0.6 * source.classes + 1.5))
 
 
 def _survey(source: _Source) -> NDArray[np.float64]:
