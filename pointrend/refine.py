@@ -181,10 +181,11 @@ class PointRend(nn.Module):
             ignore=ignore,
             quotas=quotas,
         )
+        # ignored voxels are drawn only where a sample holds nothing else: the mean over all points is the one over
+        # those that count, or 0
         no_label = -100 if ignore is None else ignore
-        each = F.cross_entropy(logits.float(), truth, ignore_index=no_label, reduction="none")
-        counted = (truth != no_label).sum(1).clamp_min(1)
-        return (each.sum(1) / counted).mean()
+        total = F.cross_entropy(logits.float(), truth, ignore_index=no_label, reduction="sum")
+        return total / max(truth.numel(), 1)
 
     @torch.no_grad()
     def refine(

@@ -162,6 +162,12 @@ def test_a_batch_of_ignored_voxels_costs_nothing_but_has_a_gradient():
     assert (coarse.grad == 0).all()
 
 
+def test_no_points_cost_nothing():
+    coarse, features, image = a_batch()
+    labels = torch.zeros(2, 6, 8, 10, dtype=torch.int64)
+    assert a_model().loss(coarse, features, image, labels, count=0, generators=generators(0, 1)).item() == 0
+
+
 def test_samples_weigh_the_same_however_many_points_count():
     model = a_model()
     coarse, features, image = a_batch()
@@ -262,6 +268,16 @@ def test_refinement_may_go_to_the_grid_of_a_padded_image():
     assert torch.equal(part.labels, whole.labels[:, :5, :7, :10])
 
 
+def test_an_extent_moves_the_points_even_where_sizes_agree():
+    # features and target have (6, 8, 10) voxels, but the target spans half of each axis
+    model = a_model()
+    coarse, features, image = a_batch()
+    refined = model.refine(coarse, features, image, (6, 8, 10), count=480, extent=(0.5, 0.5, 0.5))
+    points = (voxel_centres(torch.arange(480), (6, 8, 10)) / 2).expand(2, -1, -1)
+    expected = model.predict_points(points, sample_at(coarse, points), features, image).argmax(1)
+    assert torch.equal(refined.labels.flatten(1).long(), expected)
+
+
 def test_check_reports_the_share_that_asking_everywhere_would_change():
     model = Position(classes=3, features={})
     logits = torch.zeros(1, 3, 2, 2)
@@ -325,11 +341,14 @@ def test_a_change_is_interpolated_between_the_voxels_of_its_grid():
     assert change.reach(target).sum() < 210
 
 
-@pytest.mark.parametrize(("count", "margin"), [(9, None), (60, None), (200, None), (None, 0.4), (30, 0.4), (0, None)])
-def test_a_field_with_changes_is_searched_as_brute_force_would(count, margin):
+@pytest.mark.parametrize("strength", [2, 50])
+@pytest.mark.parametrize(
+    ("count", "margin"), [(9, None), (60, None), (130, None), (200, None), (None, 0.4), (30, 0.4), (0, None)]
+)
+def test_a_field_with_changes_is_searched_as_brute_force_would(count, margin, strength):
     torch.manual_seed(0)
     coarse = torch.randn(3, 3, 4)
-    field = Field(coarse, (1.0, 1.0), (Change((6, 8), torch.tensor([3, 20, 41]), 2 * torch.randn(3, 3)),))
+    field = Field(coarse, (1.0, 1.0), (Change((6, 8), torch.tensor([3, 20, 41]), strength * torch.randn(3, 3)),))
     dense = upsample(coarse[None], (12, 16)) + upsample(
         torch.zeros(1, 3, 48).index_copy(2, field.changes[0].index, field.changes[0].delta[None]).view(1, 3, 6, 8),
         (12, 16),
@@ -341,6 +360,27 @@ def test_a_field_with_changes_is_searched_as_brute_force_would(count, margin):
     assert torch.equal(chosen.index, expected)
     torch.testing.assert_close(chosen.uncertainty, doubt[expected], atol=1e-5, rtol=0)
     assert torch.equal(chosen.best, dense[0].flatten(1).argmax(0)[chosen.changed])
+
+
+def test_two_steps_are_those_of_a_dense_loop():
+    model = a_model()
+    coarse, features, image = a_batch(batch=1)
+    everywhere = model.predict_points  # the head's logits on both grids, and the fields of the two steps, densely
+    field, head = upsample(coarse, (6, 8, 10)), []
+    for size in ((6, 8, 10), (12, 16, 20)):
+        points = voxel_centres(torch.arange(math.prod(size)), size)[None]
+        head.append(everywhere(points, sample_at(coarse, points), features, image))
+    first = uncertainty(field).flatten().topk(70).indices
+    change = torch.zeros_like(field).flatten(2)
+    change[..., first] = head[0][..., first] - field.flatten(2)[..., first]
+    fine = (upsample(coarse, (12, 16, 20)) + upsample(change.view_as(field), (12, 16, 20))).flatten(2)
+    second = uncertainty(fine)[0].topk(70).indices
+    fine[..., second] = head[1][..., second]
+    refined = model.refine(coarse, features, image, (12, 16, 20), count=70, steps=2)
+    assert torch.equal(refined.index[0], second.sort().values)
+    assert (refined.labels.flatten() == fine[0].argmax(0)).float().mean() > 0.999  # ties by rounding
+    one_step = model.refine(coarse, features, image, (12, 16, 20), count=70)
+    assert (refined.labels != one_step.labels).sum() > 100
 
 
 def test_labels_next_to_voxels_refined_earlier_follow_them():

@@ -127,9 +127,13 @@ def test_a_third_class_that_wins_inside_a_cell_counts(compiled):
     torch.testing.assert_close(-doubt.double(), dense_margins(logits, (1, 21), None), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"count": 5000}, {"margin": 0.5}, {"count": 60000, "margin": 2.0}])
-def test_threads_and_small_buffers_change_nothing(options, monkeypatch):
+@pytest.mark.parametrize(
+    "options", [{"count": 5000}, {"count": 120000}, {"margin": 0.5}, {"count": 60000, "margin": 2.0}]
+)
+@pytest.mark.parametrize("lead", [0.0, 40.0], ids=["surfaces", "one class ahead everywhere"])
+def test_threads_and_small_buffers_change_nothing(options, lead, monkeypatch):
     smooth = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1)) * 5
+    smooth[:, 0] += lead
     logits = F.interpolate(smooth, size=(14, 15, 16), mode="trilinear")[0]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone = uncertain_voxels(logits, (60, 50, 70), **options)
@@ -137,8 +141,10 @@ def test_threads_and_small_buffers_change_nothing(options, monkeypatch):
     monkeypatch.setattr(_margin_search, "VOXELS_PER_THREAD", 1)
     monkeypatch.setattr(_margin_search, "SMALLEST_BUFFER", 1)
     together = uncertain_voxels(logits, (60, 50, 70), **options)
-    assert torch.equal(alone[0], together[0])
-    assert torch.equal(alone[1], together[1])
+    in_torch = uncertain_voxels(logits, (60, 50, 70), **options, compiled=False)
+    for other in (together, in_torch):
+        assert torch.equal(alone[0], other[0])
+        assert torch.equal(alone[1], other[1])
     assert threading.active_count() < 8  # the pools are gone
 
 
