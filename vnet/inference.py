@@ -42,7 +42,9 @@ class Prediction:
         refined: whether a head was asked; then `index` may still be empty.
         index: (n,) flat indices of the refined voxels, ascending.
         uncertainty: (n,) second best minus best coarse logit there.
-        coarse: (K, d, h, w) logits on the canvas, of which the volume fills `extent`, from the origin.
+        coarse: (K, d, h, w) logits on the canvas.
+        canvas: voxels (z, y, x) of the padded working grid.
+        extent: share of the canvas that the volume fills, per axis, from the origin.
     """
 
     labels: np.ndarray
@@ -51,14 +53,15 @@ class Prediction:
     index: np.ndarray
     uncertainty: np.ndarray
     coarse: Tensor
+    canvas: Axes
     extent: tuple[float, ...]
 
     def uncertainty_map(self) -> np.ndarray:
-        """Second best minus best logit on the working grid: a float volume per class for a moment, so for pictures
-        of small volumes only."""
-        _, *coarse = self.coarse.shape
-        stride = 4  # finer than any decoder's stride: the map is for the eye
-        size = [min(n * stride, 256) for n in coarse]
+        """(D, H, W) second best minus best logit, about on the working grid.
+
+        A float volume per class exists for a moment, so the grid is cut to 256 voxels an axis: it is for the eye.
+        """
+        size = [min(n, 256) for n in self.canvas]
         dense = F.interpolate(self.coarse[None], size=size, mode="trilinear", align_corners=False)
         d, h, w = (max(round(n * share), 1) for n, share in zip(size, self.extent, strict=True))
         return uncertainty(dense)[0, :d, :h, :w].numpy()
@@ -132,13 +135,15 @@ def segment(
     unrefined = np.asarray(render_labels(coarse[None], tuple(size), extent=extent)[0].cpu())
     if not (refine and model.head is not None):
         none = np.zeros(0, np.int64)
-        return Prediction(unrefined, unrefined, False, none, none.astype(np.float32), coarse, extent)
+        return Prediction(unrefined, unrefined, False, none, none.astype(np.float32), coarse, grid.canvas, extent)
     index, margins = uncertain_voxels(
         coarse, tuple(size), count=round(test_share * int(np.prod(size))), margin=margin, extent=extent
     )
     labels = unrefined.copy()
     refine_tiles(tiles, coarse, labels, index.cpu(), extent=extent)
-    return Prediction(labels, unrefined, True, index.cpu().numpy(), margins.cpu().numpy(), coarse.cpu(), extent)
+    return Prediction(
+        labels, unrefined, True, index.cpu().numpy(), margins.cpu().numpy(), coarse.cpu(), grid.canvas, extent
+    )
 
 
 def refine_tiles(tiles: TileFeatures, coarse: Tensor, labels: np.ndarray, index: Tensor, *, extent: tuple) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vnet.config import Config, load_config
@@ -39,12 +41,32 @@ def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
     runs = list(study_configs(argv, **kwargs))
     for number, (config, words) in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
-        process = subprocess.run([sys.executable, str(train_script), *words], check=False)
-        if process.returncode:
-            raise StudyStopped(config, process.returncode)
+        exit_code = run_forwarding_signals([sys.executable, str(train_script), *words])
+        if exit_code:
+            raise StudyStopped(config, exit_code)
         if config.study.keep and not (config.results_folder / "cases.csv").is_file():
             keep(config.run_folder, config.results_folder)
     return load_config(argv, **kwargs)
+
+
+def run_forwarding_signals(words: Sequence[str]) -> int:
+    """Run a command to its end, passing signals on, so that a run writes its checkpoint and the study ends after it.
+
+    The command has a process group of its own: Ctrl-C reaches it once, through here, and not a second time from the
+    terminal.
+    """
+    process = subprocess.Popen(words, process_group=0)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StudyStopped(InputError):

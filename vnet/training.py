@@ -189,8 +189,9 @@ class Trainer:
                     "about/environment": markdown_pairs(environment()),
                 }
             )
-            losses = ["total", "dice", "cross_entropy", *(["point"] if self.config.has_head else [])]
-            board.layout(self.setting.dataset.structures[1:], head=self.config.has_head, losses=losses)
+            # the same layout from every arm: TensorBoard shows runs of one experiment on one page
+            losses = ["total", "dice", "cross_entropy", "point"]
+            board.layout(self.setting.dataset.structures[1:], head=True, losses=losses)
             return board
         return Board(self.run.folder, start_step=first)
 

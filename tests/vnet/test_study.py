@@ -1,0 +1,85 @@
+"""A study: its runs, what it skips and keeps, and how it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vnet.config import load_config
+from vnet.errors import InputError
+from vnet.study import StudyStopped, run_forwarding_signals, run_study, study_configs
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ROOT / "scripts" / "train.py"
+
+
+def test_every_arm_fold_and_seed_is_a_run(tiny: list[str]) -> None:
+    runs = [config for config, _ in study_configs([*tiny, "--study.folds", "[0,2]", "--study.seeds", "[0,1,2]"])]
+    assert len(runs) == 2 * 2 * 3
+    assert len({config.run_folder for config in runs}) == len(runs)
+    assert {config.arm for config in runs} == {"dense", "pointrend_s2"}
+
+
+def test_a_bad_arm_is_named_before_the_first_run(tiny: list[str], tmp_path: Path) -> None:
+    words = [*tiny, "--study.arms", "{dense: {}, pointrend_s2: {network: {width: -1}}}"]
+    with pytest.raises(InputError, match="network.width must be 1 or more, got -1"):
+        run_study(words, TRAIN)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_runs_keeps_and_skips(tiny: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    words = [*tiny, "--study.keep", "true"]
+    config = run_study(words, TRAIN)
+    kept = sorted(path.relative_to("results/tiny").as_posix() for path in Path("results/tiny").rglob("cases.csv"))
+    assert kept == ["dense/fold0_seed0/cases.csv", "pointrend_s2/fold0_seed0/cases.csv"]
+    assert not list(Path("results").rglob("*.ckpt"))
+    capfd.readouterr()
+    run_study([*words, "--run_root", "fresh"], TRAIN)
+    assert capfd.readouterr().out.count("done;") == 2
+    assert not list(Path("fresh").rglob("*.ckpt"))
+    assert config.name == "tiny"
+
+
+def test_a_run_that_fails_stops_the_study_with_its_exit_code(tiny: list[str]) -> None:
+    with pytest.raises(StudyStopped, match="ended with exit code 2; the same command goes on") as stop:
+        run_study([*tiny, "--data.root", "nowhere"], TRAIN)
+    assert stop.value.exit_code == 2
+
+
+def test_a_signal_reaches_the_run_once() -> None:
+    child = (
+        "import signal, sys, time\n"
+        "seen = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: seen.append(1))\n"
+        "print('ready', flush=True)\n"
+        "while not seen: time.sleep(0.05)\n"
+        "time.sleep(0.3)\n"
+        "sys.exit(40 + len(seen))\n"
+    )
+    parent = f"import sys; from vnet.study import run_forwarding_signals as run; sys.exit(run([sys.executable, '-c', {child!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, process_group=0)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(30) == 41
+    process.stdout.close()
+
+
+def test_exit_codes_pass_through() -> None:
+    assert run_forwarding_signals([sys.executable, "-c", "raise SystemExit(75)"]) == 75
+
+
+def test_the_committed_study_is_done() -> None:
+    """Every run of a config with `study.keep` has its tables in results/."""
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        study = load_config(["--config", str(path)])
+        if study.study.keep:
+            for config, _ in study_configs(["--config", str(path)]):
+                assert (ROOT / config.results_folder / "cases.csv").is_file(), config.results_folder
