@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -21,21 +21,38 @@ from torch import Tensor
 
 from pointrend.coordinates import check_extent, interpolation_table
 
-Logits = TypeVar("Logits", Tensor, NDArray[Any])
 LARGEST_FINITE = 0x7F7FFFFF  # bits of the largest float32
 BLOCK_BYTES = 1_500_000  # of running values a block of rows may hold: they stay in the second-level cache
 BLOCKS_PER_THREAD = 4  # so that a thread with little surface takes over from one with much
 SAMPLED_ROWS = 32  # rows of cells looked at before choosing the loop
 
 
+@overload
 def render_labels(
-    logits: Logits,
+    logits: Tensor,
+    size: Sequence[int],
+    align_corners: bool = ...,
+    *,
+    extent: Sequence[float] | None = ...,
+    threads: int | None = ...,
+) -> Tensor: ...
+@overload
+def render_labels(
+    logits: NDArray[Any],
+    size: Sequence[int],
+    align_corners: bool = ...,
+    *,
+    extent: Sequence[float] | None = ...,
+    threads: int | None = ...,
+) -> NDArray[Any]: ...
+def render_labels(
+    logits: Tensor | NDArray[Any],
     size: Sequence[int],
     align_corners: bool = False,
     *,
     extent: Sequence[float] | None = None,
     threads: int | None = None,
-) -> Logits:
+) -> Tensor | NDArray[Any]:
     """The most likely class of every voxel of a grid, from logits on another grid.
 
     Equals `interpolate(logits, size, mode="trilinear" or "bilinear", align_corners).argmax(1)` up to float32 ties;
