@@ -52,6 +52,10 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         raise TypeError(f"bilinear sampling needs a floating-point volume, got {volume.dtype}")
     if not (points.shape[1] and volume.shape[1]):
         return volume.new_empty(*volume.shape[:2], points.shape[1])
+    if _compiled_reads(volume, points):
+        from pointrend._gather import interpolate  # numba is imported on first use
+
+        return interpolate(volume, points)
     grid = to_grid(points)
     spread = (slice(None), slice(None)) + (None,) * (grid.shape[-1] - 1)  # (B, N, 1, (1,) ndim)
     # coordinates need float32: bfloat16 has 8 bits for 128 voxels
@@ -60,6 +64,14 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         exact, grid[spread].to(exact.dtype), mode="bilinear", padding_mode="border", align_corners=False
     )
     return out.flatten(2).to(volume.dtype)
+
+
+def _compiled_reads(volume: Tensor, points: Tensor) -> bool:
+    """Whether numba may read the volume: on the CPU, in float32 at most, with no gradient and no tracing."""
+    gradient = torch.is_grad_enabled() and (volume.requires_grad or points.requires_grad)
+    plain = volume.device.type == points.device.type == "cpu" and torch.float64 not in (volume.dtype, points.dtype)
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return plain and not gradient and not traced
 
 
 def read_voxels(volume: Tensor, index: Tensor) -> Tensor:

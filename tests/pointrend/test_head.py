@@ -58,6 +58,16 @@ def test_points_do_not_see_each_other():
     torch.testing.assert_close(head(fine[:1, :, 3:4], coarse[:1, :, 3:4], points[:1, 3:4]), whole[:1, :, 3:4])
 
 
+def test_blocks_of_points_give_the_same_logits(monkeypatch):
+    head = PointHead(classes=3, features=2, width=8)
+    nn.init.normal_(head.logits.weight)
+    fine, coarse = torch.randn(2, 2, 50), torch.randn(2, 3, 50)
+    at_once = head(fine, coarse)
+    monkeypatch.setattr("pointrend.head.VALUES_PER_BLOCK", 7 * 11)
+    with torch.no_grad():
+        torch.testing.assert_close(head(fine, coarse), at_once.detach())
+
+
 def test_a_head_without_features_reads_the_logits_alone():
     assert PointHead(classes=2, features=0)(torch.zeros(1, 0, 5), torch.zeros(1, 2, 5)).shape == (1, 2, 5)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from pointrend import _gather
 from pointrend.coordinates import flat_index, voxel_centres
 from pointrend.sampling import read_at, sample_at, training_points, training_voxels, uncertainty
 
@@ -47,6 +48,42 @@ def test_voxel_centres_of_any_grid_read_what_interpolate_gives(source, batch, se
     mode = {2: "bilinear", 3: "trilinear"}[len(source)]
     expected = F.interpolate(volume, size=size, mode=mode, align_corners=False).flatten(2)
     torch.testing.assert_close(sample_at(volume, voxel_centres(index, size)), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    source=st.lists(st.integers(1, 6), min_size=2, max_size=3),
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    count=st.integers(0, 700),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_compiled_loop_reads_what_grid_sample_reads(source, batch, channels, count, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    volume = torch.randn(batch, channels, *source, generator=generator).to(dtype)
+    points = torch.rand(batch, count, len(source), generator=generator) * 1.2 - 0.1  # also outside
+    without_gradient = sample_at(volume, points)
+    with_gradient = sample_at(volume.requires_grad_(), points).detach()
+    assert without_gradient.dtype == dtype
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(without_gradient, with_gradient, atol=tolerance, rtol=tolerance)
+
+
+def test_threads_and_memory_layout_do_not_change_what_is_read(monkeypatch):
+    volume, points = torch.randn(2, 5, 6, 7, 8), torch.rand(2, 3001, 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = sample_at(volume, points)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(_gather, "VALUES_PER_THREAD", 1)
+    assert torch.equal(sample_at(volume, points), alone)
+    assert torch.equal(sample_at(volume.contiguous(memory_format=torch.channels_last_3d), points), alone)
+    assert torch.equal(sample_at(volume, points.flip(1)).flip(2), alone)
+
+
+def test_points_that_are_not_numbers_read_nothing_outside():
+    points = torch.tensor([[[math.nan, 0.5], [math.inf, 0.5], [-math.inf, 0.5]]])
+    assert sample_at(torch.ones(1, 1, 3, 4), points)[0, 0].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_border_is_not_pulled_to_zero():
