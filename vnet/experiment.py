@@ -19,13 +19,16 @@ from vnet.evaluation import Evaluation, evaluate_cases
 from vnet.inference import tile_size
 from vnet.model import Segmenter
 from vnet.progress import Bar
-from vnet.runs import Run, environment, open_run, write_table, write_text
+from vnet.runs import Run, environment, finished_hash, open_run, write_table, write_text
 from vnet.setting import Setting, read_data, read_setting
 from vnet.training import Trainer
 
 
 def train_run(config: Config) -> Run:
     """Train (or continue) the run of `config`, score its validation fold, and leave its tables.
+
+    Returns:
+        The folder of the tables: the run's, or that in results/ of a run that was done elsewhere.
 
     Raises:
         InputError: bad data, or a run folder that holds another experiment.
@@ -35,8 +38,9 @@ def train_run(config: Config) -> Run:
     setting = read_setting(config)
     run = Run(config.run_folder, config.hash(setting.content_hash))
     if run.state(config.results_folder) == "done":
-        print(f"{run.folder}: done; its tables are there or in {config.results_folder}")
-        return run
+        here = run.folder if finished_hash(run.folder) == run.config_hash else config.results_folder
+        print(f"{run.folder}: done; its tables are in {here}", flush=True)
+        return Run(here, run.config_hash)
     begin(run, config, setting)
     fabric = Fabric(accelerator="auto", devices=1, precision=config.training.precision)
     trainer = Trainer(config, setting, run, fabric)

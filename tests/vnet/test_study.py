@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -62,7 +63,7 @@ def test_a_signal_reaches_the_run_once() -> None:
         "time.sleep(0.3)\n"
         "sys.exit(40 + len(seen))\n"
     )
-    parent = f"import sys; from vnet.study import run_forwarding_signals as run; sys.exit(run([sys.executable, '-c', {child!r}]))"
+    parent = f"import sys\nfrom vnet.study import run_forwarding_signals as r\nsys.exit(r([sys.executable, '-c', {child!r}]))"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -82,4 +83,7 @@ def test_the_committed_study_is_done() -> None:
         study = load_config(["--config", str(path)])
         if study.study.keep:
             for config, _ in study_configs(["--config", str(path)]):
-                assert (ROOT / config.results_folder / "cases.csv").is_file(), config.results_folder
+                folder = ROOT / config.results_folder
+                assert (folder / "cases.csv").is_file(), folder
+                info = json.loads((folder / "run.json").read_text())
+                assert config.hash(info["data_hash"]) == info["config_hash"], f"{folder} is no longer done"
