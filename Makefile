@@ -33,7 +33,7 @@ types: $(READY)  ## types
 	$(RUN) -m mypy
 
 tensorboard: $(READY)  ## curves and pictures of all runs, on this machine only
-	$(VENV)/bin/tensorboard --logdir runs --host localhost --load_fast=false $(ARGS)
+	$(VENV)/bin/tensorboard --logdir runs --host localhost $(ARGS)
 
 clean:  ## remove .venv, phantoms and caches; runs stay
 	rm -rf $(VENV) data/phantoms .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
