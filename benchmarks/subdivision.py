@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
 from pointrend.refine import PointRend
-from pointrend.sampling import sample_at, uncertainty
+from pointrend.sampling import best_class, sample_at, uncertainty
 
 Row = dict[str, Any]
 Predict = Callable[[Tensor, Tensor], Tensor]  # points (1, N, 3), coarse logits there (1, K, N) -> (1, K, N)
@@ -31,15 +31,6 @@ def made_logits(classes: int, size: int) -> Tensor:
     blobs = torch.randn(1, classes, 4, 4, 4, generator=generator) * 8
     smooth = F.interpolate(blobs, size=(size,) * 3, mode="trilinear", align_corners=False)
     return smooth + 0.05 * torch.randn(smooth.shape, generator=generator)
-
-
-def best_class(logits: Tensor) -> Tensor:
-    """Argmax over classes (1, K, ...) by a running maximum."""
-    best, label = logits[:, 0].clone(), torch.zeros_like(logits[:, 0], dtype=torch.uint8)
-    for k in range(1, logits.shape[1]):
-        label.masked_fill_(logits[:, k] > best, k)
-        torch.maximum(best, logits[:, k], out=best)
-    return label
 
 
 def refine_densely(coarse: Tensor, sizes: list[int], count: int, predict: Predict, *, tuned: bool) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pointrend.coordinates import check_extent, check_size, extent_centres, voxel_centres
 from pointrend.head import PointHead
 from pointrend.render import render_labels
-from pointrend.sampling import read_at, sample_at, training_voxels
+from pointrend.sampling import best_class, read_at, sample_at, training_voxels
 from pointrend.subdivision import Change, Chosen, Field, step_sizes
 
 
@@ -288,4 +288,4 @@ class PointRend(nn.Module):
 def _write_labels(labels: Tensor, index: Tensor, logits_at: Callable[[Tensor], Tensor], chunk: int) -> None:
     """Write the best class of logits_at(index) (K, N) into flat labels, `chunk` voxels at a time."""
     for some in index.split(chunk):
-        labels[some] = logits_at(some).argmax(0).to(labels.dtype)
+        labels[some] = best_class(logits_at(some)[None])[0].to(labels.dtype)

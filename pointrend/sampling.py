@@ -14,6 +14,8 @@ from pointrend.coordinates import check_size, flat_index, to_grid, voxel_centres
 from pointrend.uncertain import uncertain_voxels
 
 __all__ = [
+    "best_class",
+    "count_at_density",
     "read_at",
     "read_voxels",
     "sample_at",
@@ -131,6 +133,22 @@ def uncertainty(logits: Tensor) -> Tensor:
     return second - best
 
 
+def best_class(logits: Tensor) -> Tensor:
+    """Argmax over classes by running maxima: ties go to the lower class.
+
+    Args:
+        logits: (B, K, ...), K >= 1.
+
+    Returns:
+        (B, ...) int32.
+    """
+    best, label = logits[:, 0], torch.zeros_like(logits[:, 0], dtype=torch.int32)
+    for k, one in enumerate(logits.unbind(1)[1:], start=1):
+        label = label.masked_fill_(one > best, k)
+        best = torch.maximum(best, one)
+    return label
+
+
 def training_points(
     logits: Tensor,
     size: Sequence[int],
@@ -213,6 +231,30 @@ def training_voxels(
             parts.append(rest.to(logits.device))
         rows.append(torch.cat(parts))
     return torch.stack(rows) if rows else torch.zeros(0, count, dtype=torch.int64, device=logits.device)
+
+
+def count_at_density(size: Sequence[int], spacing_mm: Sequence[float], *, points_per_ml: float) -> int:
+    """Points that give a physical density, whatever the voxels' size and shape: the `count` of `training_voxels`.
+
+    A count per volume draws a 0.7 x 0.7 x 5 mm scan and its 1 mm resampling alike only by chance; a density does.
+
+    Args:
+        size: voxels per axis of the label grid.
+        spacing_mm: distance of voxel centres along each axis, in the same order.
+        points_per_ml: points per millilitre (cm^3), at least 0.
+
+    Returns:
+        The nearest whole number of points for the volume of the grid.
+
+    Raises:
+        ValueError: lengths that differ, a spacing that is not positive, or a negative density.
+    """
+    size = check_size(size, len(size))
+    if len(spacing_mm) != len(size) or not all(0 < s < math.inf for s in spacing_mm):
+        raise ValueError(f"spacing_mm must be {len(size)} positive numbers, got {tuple(spacing_mm)}")
+    if not 0 <= points_per_ml < math.inf:
+        raise ValueError(f"points_per_ml must be at least 0, got {points_per_ml}")
+    return round(points_per_ml * math.prod(size) * math.prod(spacing_mm) / 1000)
 
 
 def _strata(

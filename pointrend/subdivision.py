@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointrend.coordinates import extent_centres, interpolation_table
-from pointrend.sampling import sample_at, uncertainty
+from pointrend.sampling import best_class, sample_at, uncertainty
 from pointrend.uncertain import uncertain_voxels
 
 VOXELS_AT_ONCE = 1 << 18
@@ -49,6 +50,13 @@ class Change:
             mask = mask.index_select(axis, lower) | mask.index_select(axis, upper)
         return mask
 
+    @cached_property
+    def slots(self) -> Tensor:
+        """(V,) int32, the place of each voxel in `index`, counted from 1; 0 where there is no change."""
+        slots = torch.zeros(math.prod(self.size), dtype=torch.int32, device=self.index.device)
+        slots[self.index] = torch.arange(1, len(self.index) + 1, dtype=torch.int32, device=self.index.device)
+        return slots
+
     def at(self, index: Tensor, size: Sequence[int]) -> Tensor:
         """(K, N) change interpolated at voxels of another grid over the same box."""
         corners = []
@@ -57,15 +65,13 @@ class Change:
             table = interpolation_table(source, target)
             lower, upper, weight = (torch.as_tensor(part, device=index.device)[on_axis] for part in table)
             corners.append(((lower, 1 - weight), (upper, weight)))
-        slots = torch.zeros(math.prod(self.size), dtype=torch.int32, device=index.device)
-        slots[self.index] = torch.arange(1, len(self.index) + 1, dtype=torch.int32, device=index.device)
         delta = F.pad(self.delta, (1, 0))  # slot 0: no change
         total = delta.new_zeros(len(delta), len(index))
         for corner in product(*corners[::-1]):
             flat, share = torch.zeros_like(index), delta.new_ones(len(index))
             for source, (at, part) in zip(self.size, corner, strict=True):
                 flat, share = flat * source + at, share * part
-            total += delta.index_select(1, slots[flat]) * share
+            total += delta.index_select(1, self.slots[flat]) * share
         return total
 
 
@@ -77,7 +83,7 @@ class Chosen:
         index: (n,) int64 flat indices, ascending, of the most uncertain voxels.
         uncertainty: (n,) float32.
         changed: (m,) int64 flat indices, ascending, of voxels that earlier changes reach.
-        best: (m,) int64, their best class.
+        best: (m,) int32, their best class.
     """
 
     index: Tensor
@@ -114,8 +120,10 @@ class Field:
         """As `uncertain_voxels`, of the field."""
         if not self.changes:
             index, doubt = uncertain_voxels(self.coarse, size, count=count, margin=margin, extent=self.extent)
-            return Chosen(index, doubt, index[:0], index[:0])
-        changed, best, own = self._changed(size)
+            return Chosen(index, doubt, index[:0], index[:0].int())
+        reached = self._reached(size)
+        changed = reached.nonzero()[:, 0]
+        best, own = self._judge(changed, size)
         if count is not None and 0 < count <= len(own):
             # the n-th most uncertain of the changed voxels bounds what the others need to have
             enough = -float(own.kthvalue(len(own) - count + 1).values)
@@ -123,7 +131,7 @@ class Field:
         # else at least `count` of these are unchanged
         wanted = None if count is None else count + len(changed)
         index, doubt = uncertain_voxels(self.coarse, size, count=wanted, margin=margin, extent=self.extent)
-        plain = ~torch.isin(index, changed, assume_unique=True)
+        plain = ~reached[index]
         near = own >= (-math.inf if margin is None else -margin)
         index, doubt = torch.cat([index[plain], changed[near]]), torch.cat([doubt[plain], own[near]])
         index, order = index.sort()
@@ -134,18 +142,21 @@ class Field:
             index, doubt = index[first], doubt[first]
         return Chosen(index, doubt, changed, best)
 
-    def _changed(self, size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Flat indices of the voxels that changes reach, their best class and uncertainty."""
+    def _reached(self, size: Sequence[int]) -> Tensor:
+        """(V,) bool, the voxels of a grid that changes reach."""
         reached = self.changes[0].reach(size)
         for change in self.changes[1:]:
             reached |= change.reach(size)
-        index = reached.flatten().nonzero()[:, 0]
+        return reached.flatten()
+
+    def _judge(self, index: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Best class (int32) and uncertainty at voxels of a grid."""
         best, doubt = [], []
         for some in index.split(VOXELS_AT_ONCE):
-            logits = self.at(some, size)
-            best.append(logits.argmax(0))
-            doubt.append(uncertainty(logits[None])[0])
-        return index, torch.cat(best), torch.cat(doubt)
+            logits = self.at(some, size)[None]
+            best.append(best_class(logits)[0])
+            doubt.append(uncertainty(logits)[0])
+        return torch.cat(best), torch.cat(doubt)
 
 
 def step_sizes(coarse: Sequence[int], size: Sequence[int], steps: int, count: int | None) -> list[tuple[int, ...]]:

@@ -359,7 +359,7 @@ def test_a_field_with_changes_is_searched_as_brute_force_would(count, margin, st
     chosen = field.choose((12, 16), count=count, margin=margin)
     assert torch.equal(chosen.index, expected)
     torch.testing.assert_close(chosen.uncertainty, doubt[expected], atol=1e-5, rtol=0)
-    assert torch.equal(chosen.best, dense[0].flatten(1).argmax(0)[chosen.changed])
+    assert torch.equal(chosen.best.long(), dense[0].flatten(1).argmax(0)[chosen.changed])
 
 
 def test_two_steps_are_those_of_a_dense_loop():

@@ -10,7 +10,15 @@ from torch.nn import functional as F
 
 from pointrend import _gather
 from pointrend.coordinates import flat_index, voxel_centres
-from pointrend.sampling import read_at, sample_at, training_points, training_voxels, uncertainty
+from pointrend.sampling import (
+    best_class,
+    count_at_density,
+    read_at,
+    sample_at,
+    training_points,
+    training_voxels,
+    uncertainty,
+)
 
 
 def centres(n):
@@ -171,6 +179,13 @@ def test_uncertainty_is_the_second_of_the_top_two_minus_the_first(classes, seed)
     assert torch.equal(uncertainty(logits), second - best)
 
 
+def test_the_best_class_is_the_first_of_those_that_tie():
+    logits = torch.randint(-3, 4, (2, 5, 6, 7), generator=torch.Generator().manual_seed(0)).float()
+    expected = (logits == logits.amax(1, keepdim=True)).int().argmax(1)
+    assert torch.equal(best_class(logits).long(), expected)
+    assert best_class(torch.zeros(1, 3, 2)).tolist() == [[0, 0]]
+
+
 def test_one_class_has_no_uncertainty():
     with pytest.raises(ValueError, match=r"K >= 2, got \(1, 1, 4\)"):
         uncertainty(torch.zeros(1, 1, 4))
@@ -277,6 +292,20 @@ def test_quotas_keep_off_ignored_voxels():
         quotas=[0.1, 0.2, 0.5],
     )
     assert (labels.flatten()[drawn[0]] != 2).all()
+
+
+def test_a_density_gives_the_same_points_on_every_grid_over_a_box():
+    # a box of 35 x 70 x 140 mm, 343 ml, in thick slices and in cubes
+    assert count_at_density((7, 100, 200), (5, 0.7, 0.7), points_per_ml=12) == 4116
+    assert count_at_density((35, 70, 140), (1, 1, 1), points_per_ml=12) == 4116
+    assert count_at_density((35, 70, 140), (1, 1, 1), points_per_ml=0) == 0
+
+
+def test_densities_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"spacing_mm must be 3 positive numbers, got \(1, 0, 1\)"):
+        count_at_density((3, 4, 5), (1, 0, 1), points_per_ml=1)
+    with pytest.raises(ValueError, match="points_per_ml must be at least 0, got -1"):
+        count_at_density((3, 4, 5), (1, 1, 1), points_per_ml=-1)
 
 
 def test_no_points_may_be_asked_for():
