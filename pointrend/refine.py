@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from pointrend.coordinates import check_extent, check_size, extent_centres, voxel_centres
 from pointrend.head import PointHead
+from pointrend.reading import best_class, read_at, sample_at
 from pointrend.render import render_labels
-from pointrend.sampling import best_class, read_at, sample_at, training_voxels
+from pointrend.sampling import training_voxels
 from pointrend.subdivision import Change, Chosen, Field, step_sizes
 
 

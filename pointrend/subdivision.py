@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointrend.coordinates import extent_centres, interpolation_table
-from pointrend.sampling import best_class, sample_at, uncertainty
+from pointrend.reading import best_class, sample_at, uncertainty
 from pointrend.uncertain import uncertain_voxels
 
 VOXELS_AT_ONCE = 1 << 18

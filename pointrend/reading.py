@@ -1,0 +1,143 @@
+"""Values of volumes at points, and what logits there say: best class and uncertainty. 2D and 3D alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pointrend.coordinates import flat_index, to_grid
+
+
+def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
+    """Read a volume at fractional positions.
+
+    Points are (z, y, x) or (y, x) in the unit cube of the volume; outside the outermost voxel centres the nearest
+    voxel's value is used (border padding: with zeros, 18 % of uniform points on a 16-voxel grid are pulled to 0).
+
+    Args:
+        volume: (B, C, *spatial), two or three spatial axes; floating point for "bilinear", any for "nearest".
+        points: (B, N, ndim) in [0, 1]; N may be 0.
+        mode: "bilinear" (trilinear in 3D) for logits and features, "nearest" (the voxel that holds the point)
+            for labels.
+
+    Returns:
+        (B, C, N), dtype and device of `volume`.
+
+    Raises:
+        ValueError: `points` is not (B, N, ndim) for this volume, or `mode` is another word.
+        TypeError: "bilinear" of integers.
+    """
+    _check_points(volume, points)
+    if mode == "nearest":
+        return read_voxels(volume, flat_index(points, volume.shape[2:]))
+    if mode != "bilinear":
+        raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}")
+    if not volume.is_floating_point():
+        raise TypeError(f"bilinear sampling needs a floating-point volume, got {volume.dtype}")
+    if not (points.shape[1] and volume.shape[1]):
+        return volume.new_empty(*volume.shape[:2], points.shape[1])
+    if _compiled_reads(volume, points):
+        from pointrend._gather import interpolate  # numba is imported on first use
+
+        return interpolate(volume, points)
+    grid = to_grid(points)
+    spread = (slice(None), slice(None)) + (None,) * (grid.shape[-1] - 1)  # (B, N, 1, (1,) ndim)
+    # coordinates need float32: bfloat16 has 8 bits for 128 voxels
+    exact = volume if volume.dtype == torch.float64 else volume.float()
+    out = F.grid_sample(
+        exact, grid[spread].to(exact.dtype), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return out.flatten(2).to(volume.dtype)
+
+
+def _compiled_reads(volume: Tensor, points: Tensor) -> bool:
+    """Whether numba may read the volume: on the CPU, in float32 at most, with no gradient and no tracing."""
+    gradient = torch.is_grad_enabled() and (volume.requires_grad or points.requires_grad)
+    plain = volume.device.type == points.device.type == "cpu" and torch.float64 not in (volume.dtype, points.dtype)
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return plain and not gradient and not traced
+
+
+def read_voxels(volume: Tensor, index: Tensor) -> Tensor:
+    """Values of voxels.
+
+    Args:
+        volume: (B, C, *spatial).
+        index: (B, N) int64, flat within the spatial axes.
+
+    Returns:
+        (B, C, N).
+    """
+    return volume.flatten(2).gather(2, index[:, None].expand(-1, volume.shape[1], -1))
+
+
+def read_at(volume: Tensor, points: Tensor, grid: Sequence[int] | None = None) -> Tensor:
+    """`sample_at`, where the points may be known to be voxel centres of a grid.
+
+    A volume of that very grid is read by index: the same values, and the backward pass is ten times faster.
+
+    Args:
+        volume: (B, C, *spatial), floating point.
+        points: (B, N, ndim) in the unit cube.
+        grid: size of the grid whose voxel centres all points are; None if they are not.
+
+    Returns:
+        (B, C, N).
+    """
+    if grid is not None and tuple(grid) == tuple(volume.shape[2:]):
+        _check_points(volume, points)
+        return read_voxels(volume, flat_index(points, grid))
+    return sample_at(volume, points)
+
+
+def uncertainty(logits: Tensor) -> Tensor:
+    """Second best minus best logit: 0 where two classes tie, lower where one is sure.
+
+    For two classes it is -|l1 - l0|, the paper's distance of the foreground probability to 0.5 on the logit scale.
+
+    Args:
+        logits: (B, K, ...), K >= 2, interpolated already: taking it first and interpolating afterwards would miss a
+            zero crossing between two sure neighbours.
+
+    Returns:
+        (B, ...), at most 0.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    if logits.ndim < 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be (B, K, ...) with K >= 2, got {tuple(logits.shape)}")
+    best, second = logits[:, 0], torch.full_like(logits[:, 0], -math.inf)
+    # running maxima: torch.topk over the class axis is 4 to 20 times slower on a CPU
+    for one in logits.unbind(1)[1:]:
+        second = torch.maximum(second, torch.minimum(best, one))
+        best = torch.maximum(best, one)
+    return second - best
+
+
+def best_class(logits: Tensor) -> Tensor:
+    """Argmax over classes by running maxima: ties go to the lower class.
+
+    Args:
+        logits: (B, K, ...), K >= 1.
+
+    Returns:
+        (B, ...) int32.
+    """
+    best, label = logits[:, 0], torch.zeros_like(logits[:, 0], dtype=torch.int32)
+    for k, one in enumerate(logits.unbind(1)[1:], start=1):
+        label = label.masked_fill_(one > best, k)
+        best = torch.maximum(best, one)
+    return label
+
+
+def _check_points(volume: Tensor, points: Tensor) -> None:
+    ndim = volume.ndim - 2
+    if ndim not in (2, 3):
+        raise ValueError(f"volume must be (B, C, H, W) or (B, C, D, H, W), got {tuple(volume.shape)}")
+    if points.ndim != 3 or points.shape[-1] != ndim or len(points) != len(volume):
+        raise ValueError(f"points must be ({len(volume)}, N, {ndim}), got {tuple(points.shape)}")
