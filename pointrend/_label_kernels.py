@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 1024  # voxels whose five running values stay in the first-level cache while the classes pass
+LARGEST_FINITE = 0x7F7FFFFF  # bits of the largest float32
 ROUNDING = np.float32(4e-6)  # of |logit| + 1: more than float32 interpolation errs
 
 _compiled = numba.njit(cache=True, nogil=True)
@@ -179,6 +180,17 @@ class Planes(NamedTuple):
     classes: int
     values: NDArray[np.float32]  # (2, 3, n)
     labels: NDArray[np.int32]  # (2, 2, n)
+
+
+class Tables(NamedTuple):
+    """Interpolation along z, y and x: the first target of each cell (n + 1,), the upper weight of each target."""
+
+    starts_z: NDArray[np.int32]
+    weight_z: NDArray[np.float32]
+    starts_y: NDArray[np.int32]
+    weight_y: NDArray[np.float32]
+    starts_x: NDArray[np.int32]
+    weight_x: NDArray[np.float32]
 
 
 class Cell(NamedTuple):
@@ -396,10 +408,7 @@ def surface_slab(
     slots: tuple[int, int],
     rows: tuple[int, int, int],
     uniform: NDArray[np.int32],
-    starts_y: NDArray[np.int32],
-    weight_y: NDArray[np.float32],
-    starts_x: NDArray[np.int32],
-    weight_x: NDArray[np.float32],
+    tables: Tables,
     weight_z: NDArray[np.float32],
     out: NDArray,
     hard: NDArray[np.int32],
@@ -410,8 +419,7 @@ def surface_slab(
         planes: the two planes; `slots` says which of them is the lower and which the upper (the same at the end).
         rows: first and past-the-last row of cells of the block, and the rows of the whole source.
         uniform: (n,) from `uniform_cells`.
-        starts_y, starts_x: (H + 1,), (W + 1,) first target of each cell.
-        weight_y, weight_x, weight_z: of the upper corner, for each target row, column, and plane of the slab.
+        weight_z: of the upper plane, for each target plane of the slab.
         out: (planes of the slab, all target rows, all target columns).
         hard: (n,) receives the cells that are left to `label_hard_cells`.
 
@@ -419,6 +427,7 @@ def surface_slab(
         Their number.
     """
     first_row, last_row, height = rows
+    starts_y, weight_y, starts_x, weight_x = tables.starts_y, tables.weight_y, tables.starts_x, tables.weight_x
     width, count = len(starts_x) - 1, 0
     template, mixed = np.empty(out.shape[2], out.dtype), np.empty(width, np.int32)
     lead = np.empty(8, np.float32)
@@ -457,15 +466,13 @@ def label_hard_cells(
     slots: tuple[int, int],
     rows: tuple[int, int, int],
     hard: NDArray[np.int32],
-    starts_y: NDArray[np.int32],
-    weight_y: NDArray[np.float32],
-    starts_x: NDArray[np.int32],
-    weight_x: NDArray[np.float32],
+    tables: Tables,
     weight_z: NDArray[np.float32],
     out: NDArray,
 ) -> None:
     """Labels of the cells that `surface_slab` left, whose candidates have to be found first."""
     first_row, _, height = rows
+    starts_y, weight_y, starts_x, weight_x = tables.starts_y, tables.weight_y, tables.starts_x, tables.weight_x
     width = len(starts_x) - 1
     cell, best = _new_cell(planes.classes), np.empty(out.shape[2], np.float32)
     for i in range(len(hard)):
@@ -483,6 +490,48 @@ def label_hard_cells(
             _pair_labels(cell.lead, cell.candidates[0], cell.candidates[1], inside, weight_z, inside_y, inside_x)
         else:
             _many_labels(cell.corners, cell.candidates[:number], best, inside, weight_z, inside_y, inside_x)
+
+
+@_compiled
+def surface_slabs(
+    planes: Planes,
+    bits: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    slabs: tuple[int, int],
+    rows: tuple[int, int, int],
+    tables: Tables,
+    out: NDArray,
+) -> np.int32:
+    """Labels of the slabs `slabs[0]:slabs[1]` of a block of rows; in order, as the lower plane is kept from the last.
+
+    Args:
+        planes: scratch, and the logits; `starts` (D,) says where the block of each plane starts, `bits` is the same
+            memory as `planes.flat`. Only the planes of these slabs are read.
+        rows: as for `surface_slab`.
+        out: (all target planes, rows, columns).
+
+    Returns:
+        What `largest_magnitude` says of the planes read; the labels are worthless if that is not a finite number's.
+    """
+    depth, width = len(starts), len(tables.starts_x) - 1
+    uniform, hard = np.empty(planes.labels.shape[2], np.int32), np.empty(planes.labels.shape[2], np.int32)
+    largest = np.int32(0)
+    for lower in range(slabs[0], slabs[1]):
+        upper = min(lower + 1, depth - 1)
+        for plane in range(lower if lower == 0 else lower + 1, upper + 1):
+            slot = plane % 2
+            planes.offsets[slot] = starts[plane]
+            top = planes.values[slot], planes.labels[slot]
+            found = top_three(planes.flat, bits, starts[plane], planes.stride, planes.classes, top[0], top[1])
+            largest = max(largest, found)
+        z0, z1 = tables.starts_z[lower], tables.starts_z[lower + 1]
+        if largest > LARGEST_FINITE or z0 == z1:
+            continue
+        slots, weight_z = (lower % 2, upper % 2), tables.weight_z[z0:z1]
+        uniform_cells(planes.labels[slots[0], 0], planes.labels[slots[1], 0], width, rows[1] - rows[0], uniform)
+        count = surface_slab(planes, slots, rows, uniform, tables, weight_z, out[z0:z1], hard)
+        label_hard_cells(planes, slots, rows, hard[:count], tables, weight_z, out[z0:z1])
+    return largest
 
 
 @_compiled
@@ -539,31 +588,25 @@ def _challenge(
 
 
 @_compiled
-def dense_slab(
+def _dense_slab(
     flat: NDArray[np.float32],
-    offsets: NDArray[np.int64],
+    offsets: tuple[int, int],
     stride: int,
     classes: int,
-    cells_y: tuple[int, int, int],
-    starts_y: NDArray[np.int32],
-    weight_y: NDArray[np.float32],
-    starts_x: NDArray[np.int32],
-    weight_x: NDArray[np.float32],
+    rows: tuple[int, int, int],
+    tables: Tables,
     weight_z: NDArray[np.float32],
     stretched: NDArray[np.float32],
     out: NDArray,
 ) -> None:
-    """Labels of one slab by interpolating every class at every voxel, axis after axis, with a running maximum.
-
-    As `surface_slab`; `stretched` (K, 2, 2, columns) holds two rows of two planes at the target columns.
-    """
-    first_row, last_row, height = cells_y
-    width, columns = len(starts_x) - 1, out.shape[2]
+    """Labels of one slab, axis after axis; `stretched` (K, 2, 2, columns) holds two rows of two planes."""
+    first_row, last_row, height = rows
+    width, columns = len(tables.starts_x) - 1, out.shape[2]
     best = np.empty((8, columns), np.float32)
     above, below = np.empty(columns, np.float32), np.empty(columns, np.float32)
     held = np.full(2, -1, np.int64)
     for row in range(first_row, last_row):
-        y0, y1 = starts_y[row], starts_y[row + 1]
+        y0, y1 = tables.starts_y[row], tables.starts_y[row + 1]
         if y0 == y1:
             continue
         next_row = min(row + 1, height - 1)
@@ -574,14 +617,43 @@ def dense_slab(
             for label in range(classes):
                 for plane in range(2):
                     at = offsets[plane] + label * stride + (source - first_row) * width
-                    _stretch(flat[at : at + width], starts_x, weight_x, stretched[label, plane, source & 1])
+                    into = stretched[label, plane, source & 1]
+                    _stretch(flat[at : at + width], tables.starts_x, tables.weight_x, into)
         for z in range(out.shape[0]):
             for top in range(y0, y1, 8):
                 bottom = min(top + 8, y1)
                 best[:] = -np.inf
                 for label in range(classes):
-                    rows = stretched[label]
-                    _blend(rows[0, row & 1], rows[1, row & 1], weight_z[z], above)
-                    _blend(rows[0, next_row & 1], rows[1, next_row & 1], weight_z[z], below)
+                    pair = stretched[label]
+                    _blend(pair[0, row & 1], pair[1, row & 1], weight_z[z], above)
+                    _blend(pair[0, next_row & 1], pair[1, next_row & 1], weight_z[z], below)
                     for y in range(top, bottom):
-                        _challenge(above, below, weight_y[y], label, best[y - top], out[z, y])
+                        _challenge(above, below, tables.weight_y[y], label, best[y - top], out[z, y])
+
+
+@_compiled
+def dense_slabs(
+    planes: Planes,
+    bits: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    slabs: tuple[int, int],
+    rows: tuple[int, int, int],
+    tables: Tables,
+    out: NDArray,
+) -> np.int32:
+    """As `surface_slabs`, interpolating every class at every voxel with a running maximum."""
+    depth, voxels = len(starts), (min(rows[1] + 1, rows[2]) - rows[0]) * (len(tables.starts_x) - 1)
+    stretched = np.empty((planes.classes, 2, 2, out.shape[2]), np.float32)
+    largest = np.int32(0)
+    for lower in range(slabs[0], slabs[1]):
+        upper = min(lower + 1, depth - 1)
+        for plane in range(lower if lower == 0 else lower + 1, upper + 1):
+            for label in range(planes.classes):
+                at = starts[plane] + label * planes.stride
+                largest = max(largest, largest_magnitude(bits[at : at + voxels]))
+        z0, z1 = tables.starts_z[lower], tables.starts_z[lower + 1]
+        if largest > LARGEST_FINITE or z0 == z1:
+            continue
+        offsets, weight_z = (starts[lower], starts[upper]), tables.weight_z[z0:z1]
+        _dense_slab(planes.flat, offsets, planes.stride, planes.classes, rows, tables, weight_z, stretched, out[z0:z1])
+    return largest

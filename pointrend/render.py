@@ -21,7 +21,6 @@ from torch import Tensor
 
 from pointrend.coordinates import check_extent, interpolation_table
 
-LARGEST_FINITE = 0x7F7FFFFF  # bits of the largest float32
 BLOCK_BYTES = 1_500_000  # of running values a block of rows may hold: they stay in the second-level cache
 BLOCKS_PER_THREAD = 4  # so that a thread with little surface takes over from one with much
 SAMPLED_ROWS = 32  # rows of cells looked at before choosing the loop
@@ -132,9 +131,8 @@ def _as_array(logits: Tensor | NDArray[Any]) -> NDArray[Any]:
     return logits.numpy()
 
 
-def _check_finite(largest: int) -> None:
-    """Raise if the largest bit pattern of some float32 values is no finite number's."""
-    if largest > LARGEST_FINITE:
+def _check_finite(finite: bool) -> None:
+    if not finite:
         raise ValueError("logits must be finite (in float32), got NaN or infinity")
 
 
@@ -198,19 +196,25 @@ class _Block:
             plane = source.height * source.width
             self.stride = source.depth * plane
             start = item * source.classes * self.stride + first * source.width
-            self.starts = [start + depth * plane for depth in range(source.depth)]
+            self.starts = start + plane * np.arange(source.depth)
         else:
             self.planes = np.empty((2, source.classes, last - first, source.width), np.float32)
             self.flat = _read_only(self.planes.reshape(-1))
             self.stride = self.count
-            self.starts = [depth % 2 * source.classes * self.count for depth in range(source.depth)]
+            self.starts = np.arange(source.depth) % 2 * source.classes * self.count
         self.bits = _read_only(self.flat.view(np.int32))
 
-    def load(self, plane: int) -> int:
-        """Make a plane readable (in the place of the one before the last); returns its offset in `flat`."""
-        if self.source.flat is None:
-            self.source.copy(self.item, plane, self.rows, self.planes[plane % 2])
-        return self.starts[plane]
+    def slabs(self) -> Iterator[tuple[int, int]]:
+        """Ranges of slabs whose planes are readable at once: all of them in place, else one after the other."""
+        depth = self.source.depth
+        if self.source.flat is not None:
+            yield 0, depth
+            return
+        self.source.copy(self.item, 0, self.rows, self.planes[0])
+        for lower in range(depth):
+            if lower + 1 < depth:
+                self.source.copy(self.item, lower + 1, self.rows, self.planes[(lower + 1) % 2])
+            yield lower, lower + 1
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -223,7 +227,7 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
 def _render(source: _Source, axes: list[_Axis], threads: int) -> NDArray[Any]:
     dtype = np.uint8 if source.classes <= 256 else np.uint16
     labels = np.empty((source.batch, *(axis.target for axis in axes)), dtype)
-    loop = _surface_block if source.batch and _pays_by_surface(source, axes) else _dense_block
+    by_surface = source.batch > 0 and _pays_by_surface(source, axes)
     bytes_per_row = 40 * source.width
     rows = max(4, min(source.height, BLOCK_BYTES // bytes_per_row))
     if threads > 1:
@@ -237,7 +241,7 @@ def _render(source: _Source, axes: list[_Axis], threads: int) -> NDArray[Any]:
     def run(task: tuple[int, int, int]) -> None:
         item, first, last = task
         block = source.block(item, first, min(last + 1, source.height))  # cells need the row below
-        loop(block, (first, last, source.height), axes, labels[item])
+        _render_block(block, (first, last, source.height), axes, by_surface, labels[item])
 
     _each(run, tasks, threads)
     return labels
@@ -256,82 +260,25 @@ def _each(run: Callable[[Task], None], tasks: Sequence[Task], threads: int) -> N
             pass
 
 
-def _slabs(axis: _Axis) -> Iterator[tuple[int, int, slice, NDArray[np.float32]]]:
-    """(lower plane, upper plane, target planes, their weights) of every slab, also of those without a target."""
-    for plane in range(axis.source):
-        targets = slice(int(axis.starts[plane]), int(axis.starts[plane + 1]))
-        yield plane, min(plane + 1, axis.source - 1), targets, axis.weight[targets]
-
-
-def _surface_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis], out: NDArray[Any]) -> None:
+def _render_block(
+    block: _Block, rows: tuple[int, int, int], axes: list[_Axis], by_surface: bool, out: NDArray[Any]
+) -> None:
     from pointrend import _label_kernels as kernels
 
-    axis_z, axis_y, axis_x = axes
+    ranked = block.count if by_surface else 0
     planes = kernels.Planes(
         block.flat,
         np.empty(2, np.int64),
         block.stride,
         block.source.classes,
-        np.empty((2, 3, block.count), np.float32),
-        np.empty((2, 2, block.count), np.int32),
+        np.empty((2, 3, ranked), np.float32),
+        np.empty((2, 2, ranked), np.int32),
     )
-    uniform, hard = np.empty(block.count, np.int32), np.empty(block.count, np.int32)
-    ready = -1
-    for lower, upper, targets, weight_z in _slabs(axis_z):
-        for plane in range(ready + 1, upper + 1):
-            ready = plane
-            slot = plane % 2
-            planes.offsets[slot] = block.load(plane)
-            largest = kernels.top_three(
-                block.flat,
-                block.bits,
-                planes.offsets[slot],
-                block.stride,
-                planes.classes,
-                planes.values[slot],
-                planes.labels[slot],
-            )
-            _check_finite(largest)
-        if targets.start == targets.stop:
-            continue
-        slots = (lower % 2, upper % 2)
-        winners = planes.labels[slots[0], 0], planes.labels[slots[1], 0]
-        kernels.uniform_cells(*winners, block.source.width, rows[1] - rows[0], uniform)
-        where = axis_y.starts, axis_y.weight, axis_x.starts, axis_x.weight, weight_z, out[targets]
-        count = kernels.surface_slab(planes, slots, rows, uniform, *where, hard)
-        kernels.label_hard_cells(planes, slots, rows, hard[:count], *where)
-
-
-def _dense_block(block: _Block, rows: tuple[int, int, int], axes: list[_Axis], out: NDArray[Any]) -> None:
-    from pointrend import _label_kernels as kernels
-
-    axis_z, axis_y, axis_x = axes
-    classes = block.source.classes
-    stretched = np.empty((classes, 2, 2, axis_x.target), np.float32)
-    offsets = np.empty(2, np.int64)
-    ready = -1
-    for lower, upper, targets, weight_z in _slabs(axis_z):
-        for plane in range(ready + 1, upper + 1):
-            ready = plane
-            offsets[plane % 2] = block.load(plane)
-            for label in range(classes):
-                first = block.starts[plane] + label * block.stride
-                _check_finite(kernels.largest_magnitude(block.bits[first : first + block.count]))
-        if targets.start < targets.stop:
-            kernels.dense_slab(
-                block.flat,
-                offsets[[lower % 2, upper % 2]],
-                block.stride,
-                classes,
-                rows,
-                axis_y.starts,
-                axis_y.weight,
-                axis_x.starts,
-                axis_x.weight,
-                weight_z,
-                stretched,
-                out[targets],
-            )
+    z, y, x = axes
+    tables = kernels.Tables(z.starts, z.weight, y.starts, y.weight, x.starts, x.weight)
+    loop = kernels.surface_slabs if by_surface else kernels.dense_slabs
+    for slabs in block.slabs():
+        _check_finite(int(loop(planes, block.bits, block.starts, slabs, rows, tables, out)) <= kernels.LARGEST_FINITE)
 
 
 def _pays_by_surface(source: _Source, axes: list[_Axis]) -> bool:
@@ -380,7 +327,7 @@ def _survey(source: _Source) -> NDArray[np.float64]:
 
 def _render_on_device(logits: Tensor, axes: list[_Axis]) -> Tensor:
     """The dense way in torch, a few target planes at a time, for devices without compiled loops."""
-    _check_finite(0 if bool(torch.isfinite(logits).all()) else LARGEST_FINITE + 1)
+    _check_finite(bool(torch.isfinite(logits).all()))
     size = [axis.target for axis in axes]
     labels = torch.empty(
         (len(logits), *size), dtype=torch.uint8 if logits.shape[1] <= 256 else torch.uint16, device=logits.device
