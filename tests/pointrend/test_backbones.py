@@ -1,7 +1,6 @@
 """Taps on networks, and the head on those of MONAI: shapes, gradients, and one that is trained."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -61,7 +60,6 @@ def swin():
     return SwinUNETR(1, 3, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), spatial_dims=3)
 
 
-without_einops = pytest.mark.skipif(importlib.util.find_spec("einops") is None, reason="SwinUNETR needs einops")
 NETWORKS = [
     pytest.param(lambda: UNet(3, 1, 3, (4, 8, 16), (2, 2)), {"fine": ("model.0", 4)}, (8, 12, 16), id="UNet"),
     pytest.param(
@@ -76,9 +74,7 @@ NETWORKS = [
         (8, 12, 16),
         id="DynUNet",
     ),
-    pytest.param(
-        swin, {"fine": ("encoder1", 12), "deep": ("decoder3", 24)}, (64, 32, 32), id="SwinUNETR", marks=without_einops
-    ),
+    pytest.param(swin, {"fine": ("encoder1", 12), "deep": ("decoder3", 24)}, (64, 32, 32), id="SwinUNETR"),
     pytest.param(lambda: VNet(3, 1, 3), {"fine": ("in_tr", 16), "deep": ("up_tr64", 64)}, (32, 16, 16), id="VNet"),
 ]
 
