@@ -38,7 +38,7 @@ class Case:
     classes: int
     source: tuple[int, int, int]
     target: tuple[int, int, int]
-    noise: float = 0.1  # infinite: nothing but noise
+    noise: float = 0.2  # infinite: nothing but noise
 
 
 CASES = {
@@ -70,11 +70,11 @@ def made_logits(case: Case, seed: int = 0) -> NDArray[np.float32]:
     shrink = min(1.0, (20 / case.classes) ** (1 / 3))
     for label in range(1, case.classes):
         centre = 0.5 + random.uniform(-0.3, 0.3, 3)
-        radius = shrink * random.uniform(0.1, 0.2, 3)
+        radius = shrink * random.uniform(0.13, 0.25, 3)
         squares = [((x - c) / r) ** 2 for x, c, r in zip(axes, centre, radius, strict=True)]
         wobble = 0.1 * np.sin(9 * axes[0] + label) * np.sin(8 * axes[1] + 2 * label) * np.sin(10 * axes[2])
         distance = np.sqrt(squares[0] + squares[1] + squares[2]) + wobble
-        logits[0, label] += np.clip(20 * (1 - distance), -10, 10)
+        logits[0, label] += np.clip(12 * (1 - distance), -10, 10)
     return logits
 
 
