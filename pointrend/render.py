@@ -263,10 +263,12 @@ def _each(run: Callable[[Task], None], tasks: Sequence[Task], threads: int) -> N
 def _render_block(
     block: _Block, rows: tuple[int, int, int], axes: list[_Axis], by_surface: bool, out: NDArray[Any]
 ) -> None:
-    from pointrend import _label_kernels as kernels
+    from pointrend._dense_kernels import dense_slabs
+    from pointrend._plane_kernels import LARGEST_FINITE, Planes, Tables
+    from pointrend._surface_kernels import surface_slabs
 
     ranked = block.count if by_surface else 0
-    planes = kernels.Planes(
+    planes = Planes(
         block.flat,
         np.empty(2, np.int64),
         block.stride,
@@ -275,10 +277,10 @@ def _render_block(
         np.empty((2, 2, ranked), np.int32),
     )
     z, y, x = axes
-    tables = kernels.Tables(z.starts, z.weight, y.starts, y.weight, x.starts, x.weight)
-    loop = kernels.surface_slabs if by_surface else kernels.dense_slabs
+    tables = Tables(z.starts, z.weight, y.starts, y.weight, x.starts, x.weight)
+    loop = surface_slabs if by_surface else dense_slabs
     for slabs in block.slabs():
-        _check_finite(int(loop(planes, block.bits, block.starts, slabs, rows, tables, out)) <= kernels.LARGEST_FINITE)
+        _check_finite(int(loop(planes, block.bits, block.starts, slabs, rows, tables, out)) <= LARGEST_FINITE)
 
 
 def _pays_by_surface(source: _Source, axes: list[_Axis]) -> bool:
@@ -297,13 +299,14 @@ def _pays_by_surface(source: _Source, axes: list[_Axis]) -> bool:
 
 def _survey(source: _Source) -> NDArray[np.float64]:
     """What `survey` counts, per cell, in rows of cells spread over the logits."""
-    from pointrend import _label_kernels as kernels
+    from pointrend._plane_kernels import Planes, top_three
+    from pointrend._surface_kernels import survey
 
     depths, heights, width = max(source.depth - 1, 1), max(source.height - 1, 1), source.width
     count = max(1, min(SAMPLED_ROWS, depths * heights // 50))
     rows = np.zeros((2, source.classes, 2, width), np.float32)
     flat = _read_only(rows.reshape(-1))
-    planes = kernels.Planes(
+    planes = Planes(
         flat,
         np.array([0, rows[0].size]),
         2 * width,
@@ -320,8 +323,8 @@ def _survey(source: _Source) -> NDArray[np.float64]:
             last = min(y + 1, source.height - 1)
             source.copy(sample % source.batch, plane, slice(last, last + 1), rows[slot, :, 1:])
             top = planes.values[slot], planes.labels[slot]
-            kernels.top_three(flat, flat.view(np.int32), planes.offsets[slot], 2 * width, source.classes, *top)
-        total += kernels.survey(planes, width)
+            top_three(flat, flat.view(np.int32), planes.offsets[slot], 2 * width, source.classes, *top)
+        total += survey(planes, width)
     return total / (count * max(width - 1, 1))
 
 

@@ -1,0 +1,145 @@
+"""The best classes of a plane of logits, for the compiled loops of `render_labels`.
+
+Words: a *cell* lies between neighbouring source voxels, its *corners* (8, in 3D); the target voxels of cell i of an
+axis are `starts[i]:starts[i + 1]`. A *slab* is the cells between two source planes. Planes are read from a flat
+float32 array: class c of a plane starts at `offset + c * stride`, so one compiled form serves whole volumes and
+converted planes. Every function works on a block of rows and releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 1024  # voxels whose five running values stay in the first-level cache while the classes pass
+LARGEST_FINITE = 0x7F7FFFFF  # bits of the largest float32
+
+compiled = numba.njit(cache=True, nogil=True)
+
+
+class Planes(NamedTuple):
+    """Rows of two neighbouring planes: their logits in `flat`, and what `top_three` found, by slot."""
+
+    flat: NDArray[np.float32]
+    offsets: NDArray[np.int64]  # (2,) where the rows start, by slot
+    stride: int
+    classes: int
+    values: NDArray[np.float32]  # (2, 3, n)
+    labels: NDArray[np.int32]  # (2, 2, n)
+
+
+class Tables(NamedTuple):
+    """Interpolation along z, y and x: the first target of each cell (n + 1,), the upper weight of each target."""
+
+    starts_z: NDArray[np.int32]
+    weight_z: NDArray[np.float32]
+    starts_y: NDArray[np.int32]
+    weight_y: NDArray[np.float32]
+    starts_x: NDArray[np.int32]
+    weight_x: NDArray[np.float32]
+
+
+@compiled
+def largest_magnitude(bits: NDArray[np.int32]) -> np.int32:
+    """The largest bit pattern without its sign: above 0x7F7FFFFF there is a NaN or an infinity."""
+    largest = np.int32(0)
+    for i in range(len(bits)):
+        value = bits[i] & np.int32(0x7FFFFFFF)
+        largest = value if value > largest else largest
+    return largest
+
+
+@compiled
+def _place(
+    value: float, label: int, first: float, second: float, third: float, winner: int, runner: int
+) -> tuple[float, float, float, int, int]:
+    # selects without branches, which vectorise; strict comparisons keep the lower class ahead in a tie
+    best, good = value > first, value > second
+    return (
+        value if best else first,
+        first if best else (value if good else second),
+        second if good else (value if value > third else third),
+        label if best else winner,
+        winner if best else (label if good else runner),
+    )
+
+
+@compiled
+def _insert(logits: NDArray[np.float32], label: int, best: NDArray[np.float32], rank: NDArray[np.int32]) -> None:
+    """Enter one class into the running three best values and two best classes of up to CHUNK voxels."""
+    own = np.int32(label)
+    for i in range(len(logits)):
+        a, b, c, j, k = best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK]
+        a, b, c, j, k = _place(logits[i], own, a, b, c, j, k)
+        best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK] = a, b, c, j, k
+
+
+@compiled
+def _insert_four(
+    flat: NDArray[np.float32],
+    at: int,
+    stride: int,
+    count: int,
+    label: int,
+    best: NDArray[np.float32],
+    rank: NDArray[np.int32],
+) -> None:
+    """As `_insert`, four classes for one load and store of the running values: twice as fast."""
+    logits0, logits1 = flat[at : at + count], flat[at + stride : at + stride + count]
+    logits2 = flat[at + 2 * stride : at + 2 * stride + count]
+    logits3 = flat[at + 3 * stride : at + 3 * stride + count]
+    label0, label1, label2, label3 = np.int32(label), np.int32(label + 1), np.int32(label + 2), np.int32(label + 3)
+    for i in range(count):
+        a, b, c, j, k = best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK]
+        a, b, c, j, k = _place(logits0[i], label0, a, b, c, j, k)
+        a, b, c, j, k = _place(logits1[i], label1, a, b, c, j, k)
+        a, b, c, j, k = _place(logits2[i], label2, a, b, c, j, k)
+        a, b, c, j, k = _place(logits3[i], label3, a, b, c, j, k)
+        best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK] = a, b, c, j, k
+
+
+@compiled
+def top_three(
+    flat: NDArray[np.float32],
+    bits: NDArray[np.int32],
+    offset: int,
+    stride: int,
+    classes: int,
+    values: NDArray[np.float32],
+    labels: NDArray[np.int32],
+) -> np.int32:
+    """The three largest logits of each voxel into `values` (3, n), the classes of two into `labels` (2, n).
+
+    Returns what `largest_magnitude` says of `bits`, the same memory as `flat`.
+    """
+    # one array for each kind of running value: with five, the compiler gives up proving that none overlap
+    best, rank = np.empty(3 * CHUNK, np.float32), np.empty(2 * CHUNK, np.int32)
+    largest, voxels = np.int32(0), values.shape[1]
+    for start in range(0, voxels, CHUNK):
+        count = min(CHUNK, voxels - start)
+        best[:], rank[:] = -np.inf, 0
+        label = 0
+        while label < classes:
+            at = offset + label * stride + start
+            together = 4 if label + 4 <= classes else 1
+            if together == 4:
+                _insert_four(flat, at, stride, count, label, best, rank)
+            else:
+                _insert(flat[at : at + count], label, best, rank)
+            for i in range(together):
+                own = at + i * stride
+                largest = max(largest, largest_magnitude(bits[own : own + count]))
+            label += together
+        for i in range(3):
+            values[i, start : start + count] = best[i * CHUNK : i * CHUNK + count]
+        for i in range(2):
+            labels[i, start : start + count] = rank[i * CHUNK : i * CHUNK + count]
+    return largest
+
+
+@compiled
+def mix(left: np.float32, right: np.float32, weight: np.float32) -> np.floating:
+    return (np.float32(1) - weight) * left + weight * right
