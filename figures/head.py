@@ -10,28 +10,41 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from vnet.data.volumes import read_image, read_label
+from vnet.errors import InputError
 from vnet.inference import Predictor
 from vnet.pictures import contour_picture, largest_slices
+from vnet.setting import read_setting
 
 INK, PAPER = "#e8e8e8", "#101014"
 STRUCTURES = ListedColormap(["#00000000", "#e69f00", "#56b4e9", "#f0e442", "#cc79a7"])
 
 
-def draw(run: Path, image: Path, label: Path, output: Path) -> list[Path]:
+def draw(run: Path, case: str | None, output: Path) -> list[Path]:
     """Write phantom.png (outlines in three planes) and head.png (the steps, in one axial slice).
 
     Args:
         run: a run with a head.
-        image, label: a case that it did not train on.
-        output: folder.
+        case: one that it did not train on; None takes the first of its validation fold.
+        output: folder, which exists.
+
+    Raises:
+        InputError: not a run, or no such validation case.
     """
-    volume, truth = read_image([image]), read_label(label).array
-    prediction = Predictor(run).predict(volume)
+    predictor = Predictor(run)
+    setting = read_setting(predictor.config)
+    name = case or setting.fold.val[0]
+    if name not in setting.fold.val:
+        raise InputError(f"--case {name}: not a validation case of {run}; one of {', '.join(setting.fold.val)}")
+    shown = setting.cases((name,))[0]
+    assert shown.label is not None  # folds hold labelled cases only
+    volume, truth = read_image(shown.images), read_label(shown.label).array
+    prediction = predictor.predict(volume)
     versions = {"truth": truth, "unrefined": prediction.unrefined, "refined": prediction.labels}
     outlines = contour_picture(volume.array[0], versions, volume.spacing_mm, title="")
     outlines.set_dpi(150)
-    steps = step_figure(volume.array[0], truth, prediction.coarse.numpy(), prediction.extent, versions, prediction.index)
-    output.mkdir(parents=True, exist_ok=True)
+    steps = step_figure(
+        volume.array[0], truth, prediction.coarse.numpy(), prediction.extent, versions, prediction.index
+    )
     paths = [output / "phantom.png", output / "head.png"]
     for figure, path in zip((outlines, steps), paths, strict=True):
         FigureCanvasAgg(figure)

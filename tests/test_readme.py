@@ -12,8 +12,10 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from vnet.data.phantoms import PhantomKind, write_phantoms
@@ -86,6 +88,26 @@ def test_your_own_data_in_five_lines(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait()
+
+
+def python_block(heading: str) -> str:
+    text = (ROOT / "README.md").read_text()
+    found = re.search(rf"## {heading}\n.*?```python\n(.*?)```", text, re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def test_the_head_on_a_unet_learns() -> None:
+    """Labels are the sign of the image, which the network sees blurred and the head sees sharp."""
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(python_block("The head on your own network"), "README.md", "exec"), names)
+    refined, labels = names["refined"], names["labels"]
+    assert refined.labels.shape == labels.shape
+    asked = [torch.zeros(labels[0].numel(), dtype=torch.bool).index_fill(0, i, True) for i in refined.index]
+    mask = torch.stack(asked).reshape(labels.shape)
+    assert (refined.labels == labels)[mask].float().mean() > 0.95
+    assert (refined.unrefined == labels)[mask].float().mean() < 0.8
 
 
 def test_the_two_commands_are_in_the_makefile() -> None:
