@@ -10,7 +10,6 @@ import csv
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,17 +112,24 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Co
 def keep(run_folder: Path, results: Path) -> None:
     """Copy a finished run's small files to `results`, cases.csv last, as it marks the run as done.
 
+    In the copy of the config the data set is `DATA/NAME`: where it lies is the machine's own business.
+
     Raises:
         InputError: they are over 20 MB.
     """
     files = [run_folder / name for name in KEPT_FILES if (run_folder / name).is_file()]
     if sum(file.stat().st_size for file in files) > KEPT_BYTES:
         raise InputError(f"{run_folder}: its tables are over 20 MB; set study.keep: false")
-    results.mkdir(parents=True, exist_ok=True)
     for file in sorted(files, key=lambda file: file.name == "cases.csv"):
-        temporary = results / f".{file.name}.part"
-        shutil.copyfile(file, temporary)
-        temporary.replace(results / file.name)
+        data = file.read_bytes()
+        write_bytes(results / file.name, without_places(data) if file.name == "config.yaml" else data)
+
+
+def without_places(config: bytes) -> bytes:
+    nested = yaml.safe_load(config)
+    nested["data"] |= {"root": f"DATA/{Path(nested['data']['root']).name}", "cache": None}
+    nested["run_root"] = "runs"
+    return yaml.safe_dump(nested, sort_keys=False).encode()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

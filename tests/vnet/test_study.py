@@ -40,6 +40,9 @@ def test_a_study_runs_keeps_and_skips(tiny: list[str], capfd: pytest.CaptureFixt
     kept = sorted(path.relative_to("results/tiny").as_posix() for path in Path("results/tiny").rglob("cases.csv"))
     assert kept == ["dense/fold0_seed0/cases.csv", "pointrend_s2/fold0_seed0/cases.csv"]
     assert not list(Path("results").rglob("*.ckpt"))
+    for path in Path("results").rglob("*.*"):
+        assert str(Path.cwd()) not in path.read_text(), path  # no machine path in what gets committed
+    assert "root: DATA/phantoms\n" in Path("results/tiny/dense/fold0_seed0/config.yaml").read_text()
     capfd.readouterr()
     run_study([*words, "--run_root", "fresh"], TRAIN)
     assert capfd.readouterr().out.count("done;") == 2
