@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--run", metavar="RUN", type=Path, help="a run with a head, as of make experiment")
     options.add_argument("--case", metavar="NAME", help="a case of its validation fold (default: the first)")
     chosen = options.parse_args(argv)
-    sys.path.insert(0, str(REPOSITORY))  # figures/ and benchmarks/ belong to the repository, not to the packages
-    from figures import head, points
+    sys.path.insert(0, str(REPOSITORY))  # illustrations/ and benchmarks/ belong to the repository, not to the packages
+    from illustrations import head, points
 
     chosen.output.mkdir(parents=True, exist_ok=True)
     paths = head.draw(chosen.run, chosen.case, chosen.output) if chosen.run else points.draw(chosen.output)
