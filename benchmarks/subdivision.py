@@ -82,7 +82,7 @@ def measure(coarse: int, target: int, count: int, *, steps: int, classes: int = 
     sizes = [target >> halvings for halvings in range(steps - 1, -1, -1)]
     head = partial(model.predict_points, features=features)
     same: Predict = lambda _, at_points: at_points  # noqa: E731
-    sides = {
+    sides: dict[str, Callable[[], Any]] = {
         "straight": lambda: refine_densely(logits, sizes, count, head, tuned=False),
         "tuned": lambda: refine_densely(logits, sizes, count, head, tuned=True),
         "bounds": lambda: model.refine(logits, features, None, (target,) * 3, count=count, steps=steps).labels,
@@ -103,7 +103,7 @@ def measure(coarse: int, target: int, count: int, *, steps: int, classes: int = 
         "faster_than_tuned": round(seconds["tuned"] / seconds["bounds"], 2),
         "rest_faster_than_tuned": round(seconds["tuned_rest"] / seconds["bounds_rest"], 2),
         "head_share": round(1 - seconds["bounds_rest"] / seconds["bounds"], 3),
-        "differing_voxels": int((labels["bounds"] != labels["straight"]).sum()),
+        "differing_voxels": int(torch.ne(labels["bounds"], labels["straight"]).sum()),
     }
 
 
