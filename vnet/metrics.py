@@ -19,7 +19,7 @@ structure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,12 +108,6 @@ def dice_scores(prediction: Labels, truth: Labels, classes: int, ignore: int | N
     table = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)  # (truth, prediction)
     sizes = table.sum(0) + table.sum(1)
     return np.divide(2 * np.diag(table), sizes, out=np.full(classes, np.nan), where=sizes > 0)[1:]
-
-
-def mean_over_structures(rows: Iterable[Mapping[str, Any]], metric: str = "dice") -> float | None:
-    """Mean of one metric over the rows of a case; those absent in both are left out, `None` when all are."""
-    values = [row[metric] for row in rows if row[metric] is not None]
-    return float(np.mean(values)) if values else None
 
 
 def surface_voxels(mask: Mask) -> Mask:

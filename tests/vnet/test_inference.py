@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pointrend.refine import PointRend
+from vnet.checkpoints import read_checkpoint, save_checkpoint
 from vnet.config import PointsConfig, load_config
 from vnet.data.preprocessing import Channel, Preprocessing
 from vnet.data.volumes import read_image, volume_from_array, write_labels
@@ -197,9 +198,14 @@ def test_refinement_can_be_switched_off(trained: Path, phantoms: Path) -> None:
     np.testing.assert_array_equal(on.unrefined, off.labels)
 
 
-def test_last_and_best_are_different_weights(trained: Path) -> None:
-    last, best = (Predictor(trained, checkpoint=name).model.state_dict() for name in ("last", "best"))
-    assert last.keys() == best.keys()
+def test_last_and_best_are_read_from_their_own_files(trained: Path) -> None:
+    path = trained / "checkpoints/best.ckpt"
+    state = read_checkpoint(path)
+    state["model"]["network.logits.bias"] = torch.arange(len(state["structures"])).float()
+    save_checkpoint(path, {name: value for name, value in state.items() if name != "format"})
+    last, best = (Predictor(trained, checkpoint=name).model.network.logits.bias for name in ("last", "best"))
+    assert best.tolist() == list(range(len(state["structures"])))
+    assert last.tolist() != best.tolist()
 
 
 def test_refusals(trained: Path, phantoms: Path, tmp_path: Path) -> None:
