@@ -6,18 +6,19 @@ from collections.abc import Sequence
 
 from vnet.cli import finish
 from vnet.config import load_config
+from vnet.signals import Preempted, stopping_at_once
 
 
 def main(argv: Sequence[str]) -> int:
     config = load_config(argv, prog="train.py", description=__doc__)
-    from vnet.experiment import train_run
-    from vnet.report import print_run_summary
-    from vnet.training import Preempted
-
     try:
-        run = train_run(config)
+        with stopping_at_once():
+            from vnet.experiment import train_run
+            from vnet.report import print_run_summary
+
+            run = train_run(config)
     except Preempted as stop:
-        print(f"stopped; a checkpoint is written, the same command continues: {config.run_folder}", flush=True)
+        print(f"stopped; the same command continues where it stopped: {config.run_folder}", flush=True)
         return stop.exit_code
     print_run_summary(run.folder)
     return 0

@@ -14,8 +14,9 @@ from vnet.config import Config
 from vnet.data.dataset import Dataset
 from vnet.data.preprocessing import Preprocessing
 from vnet.errors import InputError
+from vnet.files import write_bytes
 from vnet.model import Segmenter, build_model
-from vnet.runs import Run, write_bytes
+from vnet.runs import Run
 
 FORMAT = 1
 

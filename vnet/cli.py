@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from vnet.errors import InputError, printable
+from vnet.errors import InputError, RunFault
 
 INTERRUPTED = 130
 
@@ -32,11 +33,34 @@ def finish(main: Callable[[Sequence[str]], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno is None:
             raise
-        where = f"{printable(str(error.filename))}: " if error.filename else ""
-        code = fail(f"error: {where}{MENDABLE[error.errno]}", InputError.exit_code)
+        code = fail(system_fault(error).report(), InputError.exit_code)
+        close_full_stdout()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        code = fail(f"error: out of memory; {LESS_MEMORY}", RunFault.exit_code)
     sys.exit(code)
+
+
+def system_fault(error: OSError) -> InputError:
+    """What the system refused, in one line."""
+    mend = MENDABLE.get(error.errno or 0, f"{error.strerror}; look at it and run the same command again")
+    return InputError(f"{error.filename}: {mend}" if error.filename else mend)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of Python, or of torch, which says it in a RuntimeError's text."""
+    return isinstance(error, MemoryError) or bool(re.search("can't allocate memory|out of memory", str(error)))
+
+
+def close_full_stdout() -> None:
+    """What is left in the buffer of a full disk's stdout would be tried once more at the very end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Options(argparse.ArgumentParser):
@@ -59,9 +83,18 @@ MENDABLE = {
     errno.EFBIG: "the file size limit is reached; raise it (ulimit -f) and run the same command again",
     errno.EROFS: "the file system is read-only; name another folder (run_root, --output)",
     errno.EACCES: "permission denied; change the permissions or name another folder",
+    errno.EPERM: "the system does not permit it; change the permissions or attributes, or name another folder",
+    errno.ENOENT: "is not there; restore it and run the same command again",
     errno.ENOTDIR: "a file stands where a folder is needed; name another folder",
+    errno.EEXIST: "a file stands where a folder is needed; name another folder",
+    errno.EISDIR: "a folder stands where a file is needed; name another",
+    errno.ELOOP: "its links lead in a circle; mend them",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n) and run the same command again",
     errno.ENAMETOOLONG: "the name is too long for this file system; shorten it",
 }
+
+
+LESS_MEMORY = "lower training.batch, training.patch or network.width, or give it more, and run the same command again"
 
 
 def fail(text: str, code: int) -> int:

@@ -77,7 +77,7 @@ class Evaluation:
 
 def evaluate_cases(
     model: Segmenter,
-    cases: Sequence[Case],
+    cases: Iterable[Case],
     preprocessing: Preprocessing,
     config: Config,
     *,

@@ -12,14 +12,14 @@ from lightning_fabric import Fabric
 from vnet.checkpoints import load_model
 from vnet.config import Config
 from vnet.cost import count_multiply_adds, count_parameters, peak_memory_mib, set_threads
-from vnet.data.dataset import Case
 from vnet.data.folds import Fold
 from vnet.errors import InputError
 from vnet.evaluation import Evaluation, evaluate_cases
+from vnet.files import refuse_links, sweep, write_text
 from vnet.inference import tile_size
 from vnet.model import Segmenter
 from vnet.progress import Bar
-from vnet.runs import Run, environment, finished_hash, open_run, write_table, write_text
+from vnet.runs import Run, environment, finished_hash, open_run, write_table
 from vnet.setting import Setting, read_data, read_setting
 from vnet.training import Trainer
 
@@ -52,7 +52,9 @@ def train_run(config: Config) -> Run:
 
 def begin(run: Run, config: Config, setting: Setting) -> None:
     """Leave what identifies the run before anything else is written."""
+    refuse_links(run.folder, Path(config.run_root))
     run.folder.mkdir(parents=True, exist_ok=True)
+    sweep(run.folder)
     run.write_info(**environment(), data_set=setting.dataset.name, data_hash=setting.content_hash, name=config.name)
     write_text(run.folder / "config.yaml", config.to_yaml())
 
@@ -60,7 +62,7 @@ def begin(run: Run, config: Config, setting: Setting) -> None:
 def write_results(run: Run, config: Config, setting: Setting, trainer: Trainer, model: Segmenter) -> None:
     """Score the validation fold with the last checkpoint; cases.csv, written last, marks the run as done."""
     training_mib = peak_memory_mib()
-    scored = score(model, setting.cases(setting.fold.val), setting, config)
+    scored = score(model, setting.fold.val, setting, config)
     device = next(model.parameters()).device
     volume = torch.zeros(1, len(setting.dataset.modalities), *tile_size(config), device=device)
     progress = trainer.progress
@@ -79,12 +81,12 @@ def write_results(run: Run, config: Config, setting: Setting, trainer: Trainer, 
     write_tables(run.folder, scored)
 
 
-def score(model: Segmenter, cases: list[Case], setting: Setting, config: Config) -> Evaluation:
+def score(model: Segmenter, names: tuple[str, ...], setting: Setting, config: Config) -> Evaluation:
     """`evaluate_cases` with a progress bar."""
-    with Bar("evaluating", len(cases)) as bar:
+    with Bar("evaluating", len(names)) as bar:
         return evaluate_cases(
             model,
-            cases,
+            setting.watched(names),
             setting.preprocessing,
             config,
             structures=setting.dataset.structures,
@@ -122,8 +124,8 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
         fold = Fold(train=(), val=tuple(case.name for case in dataset.cases if case.label is not None))
     if own and "steps" not in run.info():
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
-    setting = Setting(dataset, verdict.content_hash, fold, trained.preprocessing)
-    scored = score(trained.model, setting.cases(fold.val), setting, config)
+    setting = Setting(dataset, verdict.content_hash, fold, trained.preprocessing, verdict.stamps)
+    scored = score(trained.model, fold.val, setting, config)
     target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
     if not own:
         write_text(target / "config.yaml", config.to_yaml())

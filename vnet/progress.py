@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vnet.errors import printable
+
 SECONDS_BETWEEN_LINES = 20.0
 
 
@@ -26,10 +28,10 @@ class Bar:
         self.console = Console(file=sys.stdout)
         self.live = self.console.is_terminal
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -50,6 +52,7 @@ class Bar:
     def advance(self, note: str = "", *, done: int | None = None) -> None:
         """One unit more is done (or `done` in all)."""
         self.done = self.done + 1 if done is None else done
+        note = printable(note)
         self.bar.update(self.task, completed=self.done, note=note)
         now = time.monotonic()
         if not self.live and (now - self.spoken >= SECONDS_BETWEEN_LINES or self.done == self.total):
@@ -60,4 +63,4 @@ class Bar:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A run's folder: what it holds, whether it is done, and files that are whole or not there.
+"""A run's folder: what it holds, and whether it is done.
 
 RUN_ROOT/NAME/ARM/foldF_seedS holds config.yaml, run.json, log.txt, metrics.csv, cases.csv, refinement.csv,
 checkpoints/{last,best}.ckpt and TensorBoard events.
@@ -22,6 +22,7 @@ import yaml
 
 from vnet.config import Config, load_config
 from vnet.errors import InputError
+from vnet.files import is_part, naming, write_bytes, write_text
 
 KEPT_FILES = ("config.yaml", "run.json", "metrics.csv", "cases.csv", "refinement.csv")
 KEPT_BYTES = 20 * 2**20
@@ -45,7 +46,7 @@ class Run:
             return "done"
         found = read_hash(self.folder)
         if found is None:
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            if self.folder.is_dir() and not all(is_part(path) for path in self.folder.iterdir()):
                 raise InputError(
                     f"{self.folder}: holds files but no run.json of this project; name another run_root or name"
                 )
@@ -75,7 +76,8 @@ class Run:
         write_text(self.folder / "run.json", json.dumps(known | info, indent=2) + "\n")
 
     def log(self, line: str) -> None:
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        path = self.folder / "log.txt"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
@@ -139,21 +141,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside, flush to disk, rename: at `path` lies the old file or the new one, never a torn one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

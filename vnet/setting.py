@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vnet.data.dataset import Case, Dataset, open_dataset
 from vnet.data.folds import Fold, select_fold
 from vnet.data.phantoms import write_phantoms
 from vnet.data.preprocessing import Preprocessing, plan_preprocessing
+from vnet.data.stamps import unchanged
 from vnet.errors import InputError
 
 
@@ -22,6 +24,11 @@ class Setting:
     content_hash: str
     fold: Fold
     preprocessing: Preprocessing
+    stamps: Mapping[str, list[tuple[int, int]]]
+
+    def watched(self, names: tuple[str, ...]) -> Iterator[Case]:
+        """The cases, each refused where its files are no longer those that were checked."""
+        return unchanged(self.cases(names), self.stamps)
 
     def cases(self, names: tuple[str, ...]) -> list[Case]:
         by_name = {case.name: case for case in self.dataset.cases}
@@ -53,4 +60,4 @@ def read_setting(config: Config, *, progress: bool = True) -> Setting:
     dataset, verdict = read_data(config, progress=progress)
     fold = select_fold(dataset, config.data.fold)
     preprocessing = plan_preprocessing(dataset, verdict, config.data.spacing_mm, cases=fold.train)
-    return Setting(dataset, verdict.content_hash, fold, preprocessing)
+    return Setting(dataset, verdict.content_hash, fold, preprocessing, verdict.stamps)

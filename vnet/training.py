@@ -22,24 +22,17 @@ from vnet.cost import count_multiply_adds, peak_memory_mib
 from vnet.data.batches import TrainingBatches
 from vnet.errors import RunFault
 from vnet.evaluation import DiceTable, mean_dice, predict_cases
+from vnet.files import naming
 from vnet.model import build_model
 from vnet.progress import Bar
 from vnet.randomness import DROPOUT, point_generators, sample_seed
 from vnet.runs import Run, environment, read_table, write_table
 from vnet.schedule import learning_rate
 from vnet.setting import Setting
-from vnet.signals import StopRequest
+from vnet.signals import Preempted, StopRequest
 from vnet.storyboard import draw_validation
 
 LOG_EVERY = 5  # steps between scalars in the event file
-
-
-class Preempted(Exception):
-    """A signal asked the run to stop; a checkpoint is written. `exit_code` is the script's."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("stopped on request")
-        self.exit_code = exit_code
 
 
 @dataclass
@@ -97,7 +90,7 @@ class Trainer:
         self.samples = range(fabric.global_rank * share, (fabric.global_rank + 1) * share)
         self.batches = TrainingBatches(
             dataset,
-            setting.cases(setting.fold.train),
+            list(setting.watched(setting.fold.train)),
             setting.preprocessing,
             patch=config.training.patch,
             batch=config.training.batch,
@@ -162,6 +155,7 @@ class Trainer:
             closing(self.batches.stream(self.progress.step)) as stream,
             StopRequest() as stop,
             Bar(f"{self.config.arm}", total, self.progress.step) as bar,
+            naming(self.run.folder),
         ):
             while self.share() < 1:
                 terms = self.step(stream, board)
@@ -172,6 +166,8 @@ class Trainer:
                 if finished or (every and step % every == 0):
                     self.validate(board, bar)
                 if finished or stop.exit_code is not None or step % self.config.training.checkpoint_every == 0:
+                    # first the curves, which are not drawn again for steps that the checkpoint holds
+                    board.flush()
                     self.save(self.run.last)
                 if stop.exit_code is not None and not finished:
                     raise Preempted(stop.exit_code)
@@ -258,9 +254,9 @@ class Trainer:
 
     def validate(self, board: Board, bar: Bar) -> None:
         """Score the fold's validation cases; a row in metrics.csv, curves and pictures in TensorBoard."""
-        cases = self.setting.cases(self.setting.fold.val)
-        if not cases:
+        if not self.setting.fold.val:
             return
+        cases = self.setting.watched(self.setting.fold.val)
         self.plain.eval()
         structures, ignore = self.setting.dataset.structures, self.setting.dataset.ignore
         start = time.perf_counter()

@@ -21,6 +21,7 @@ from vnet.data.augmentation import AXES, View, draw_matrix, look, needed_box, va
 from vnet.data.dataset import Case, Dataset
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.store import CaseStore, Prepared
+from vnet.errors import RunFault
 from vnet.randomness import sample_seed
 
 ORDER, AUGMENTATION = 11, 12  # purposes of random numbers, beside those of vnet.randomness
@@ -94,6 +95,9 @@ class TrainingBatches:
         """Endless batches from `start_step` on, the next ones made by a thread meanwhile; equal to `batch(step)`.
 
         Close the generator to end the thread. What fails in the thread is raised here.
+
+        Raises:
+            RunFault: a case's files vanished or changed, or the thread is no more.
         """
         queue: Queue[Batch | BaseException] = Queue(PREFETCHED)
         stop = Event()
@@ -101,7 +105,7 @@ class TrainingBatches:
         thread.start()
         try:
             while True:
-                item = queue.get()
+                item = take(queue, thread)
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -113,25 +117,16 @@ class TrainingBatches:
 
     def fill(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
         """Put batches into the queue until told to stop, on one core: the others are the network's."""
-        torch.get_num_threads()  # torch sets a thread's count at its first use; only then does lowering it last
-        with threadpool_limits(1, user_api="openmp"):
-            self.fill_alone(queue, stop, step)
+        try:
+            torch.get_num_threads()  # torch sets a thread's count at its first use; only then does lowering it last
+            with threadpool_limits(1, user_api="openmp"):
+                self.fill_alone(queue, stop, step)
+        except BaseException as error:
+            put(queue, stop, error)
 
     def fill_alone(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
         while not stop.is_set():
-            item: Batch | BaseException
-            try:
-                item = self.batch(step)
-            except BaseException as error:
-                item = error
-            while not stop.is_set():
-                try:
-                    queue.put(item, timeout=0.1)
-                    break
-                except Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
+            put(queue, stop, self.batch(step))
             step += 1
 
     def case_number(self, step: int, number: int) -> int:
@@ -195,6 +190,26 @@ def pick_place(places: np.ndarray, which: float, where: float) -> list[int] | No
         return None
     mine = places[places[:, 0] == values[int(which * len(values))]]
     return [int(n) for n in mine[int(where * len(mine)), 1:]]
+
+
+def put(queue: Queue[Batch | BaseException], stop: Event, item: Batch | BaseException) -> None:
+    while not stop.is_set():
+        try:
+            queue.put(item, timeout=0.1)
+            return
+        except Full:
+            continue
+
+
+def take(queue: Queue[Batch | BaseException], thread: Thread) -> Batch | BaseException:
+    """The next item; a thread that died without a word is not waited for."""
+    while True:
+        alive = thread.is_alive()  # asked first: what it put before its end is still taken
+        try:
+            return queue.get(timeout=1.0)
+        except Empty:
+            if not alive:
+                return RunFault("the thread that prepares batches died; run the same command again to continue")
 
 
 def drain(queue: Queue[Batch | BaseException]) -> None:

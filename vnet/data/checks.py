@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy as np
 
 from vnet.data.dataset import Case, Dataset
 from vnet.data.nifti import read_header
+from vnet.data.stamps import stamp
 from vnet.data.volumes import Volume, grid_fault, read_image, read_label
 from vnet.errors import InputError
+from vnet.files import write_text
 from vnet.progress import Bar
-from vnet.runs import write_text
 
 FORMAT = 1  # of the kept verdict
 QUANTILES = tuple(i / 200 for i in range(201))  # 0.5 % apart: nnU-Net clips CT at 0.5 and 99.5 %
@@ -92,10 +93,12 @@ class Verdict:
     Attributes:
         content_hash: of voxels, grids, names, structures, modalities and folds; not of where or how files lie.
         cases: name -> facts.
+        stamps: name -> size and time of each file before it was read (`vnet.data.stamps.stamp`).
     """
 
     content_hash: str
     cases: dict[str, CaseFacts]
+    stamps: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 def check_dataset(dataset: Dataset, cache: Path | str | None, progress: bool = True) -> Verdict:
@@ -108,10 +111,11 @@ def check_dataset(dataset: Dataset, cache: Path | str | None, progress: bool = T
     Raises:
         InputError: every fault of the data set, one line each.
     """
+    stamps = {case.name: stamp(case) for case in dataset.cases}
     facts, faults = examine(dataset, cache, progress=progress)
     if faults:
         raise InputError(faults)
-    return Verdict(content_hash(dataset, facts), facts)
+    return Verdict(content_hash(dataset, facts), facts, stamps)
 
 
 def examine(
@@ -120,7 +124,7 @@ def examine(
     """Facts of the cases without fault, and all faults, those of `open_dataset` first."""
     place = None if cache is None else verdict_file(dataset, Path(cache))
     kept = load_kept(place)
-    stamps = {case.name: stamp(case) for case in dataset.cases}
+    stamps = {case.name: [list(one) for one in stamp(case)] for case in dataset.cases}
     facts: dict[str, CaseFacts] = {}
     faults: dict[str, list[str]] = {}
     unread = []
@@ -266,12 +270,6 @@ def content_hash(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> str:
         if (dataset.root / file).is_file():
             content[file] = hashlib.sha256((dataset.root / file).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def stamp(case: Case) -> list[list[int]]:
-    """Size and time of each file of a case."""
-    stats = [path.stat() for path in case.files]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 def verdict_file(dataset: Dataset, cache: Path) -> Path:

@@ -16,8 +16,10 @@ import numpy as np
 from vnet.data.dataset import Case
 from vnet.data.nifti import memory_limit_bytes
 from vnet.data.preprocessing import Preprocessing
+from vnet.data.stamps import require_unchanged, stamp
 from vnet.data.volumes import grid_fault, read_image, read_label
 from vnet.errors import InputError, RunFault
+from vnet.files import naming
 
 FORMAT = 1  # of the kept arrays
 PLACES_PER_STRUCTURE = 4096
@@ -69,7 +71,7 @@ class CaseStore:
         self.cases, self.preprocessing, self.ignore = tuple(cases), preprocessing, ignore
         self.folder = None if cache is None else Path(cache) / "volumes"
         self.budget = memory_limit_bytes() // 4 if memory_bytes is None else memory_bytes
-        self.stamps = [self.stamp(case) for case in self.cases]
+        self.stamps = [stamp(case) for case in self.cases]
         self.kept: OrderedDict[int, Prepared] = OrderedDict()
         self.lock = Lock()
 
@@ -93,18 +95,10 @@ class CaseStore:
         while len(self.kept) > 1 and sum(one.nbytes for one in self.kept.values()) > self.budget:
             self.kept.popitem(last=False)
 
-    def stamp(self, case: Case) -> list[tuple[int, int]]:
-        try:
-            stats = [path.stat() for path in case.files]
-        except OSError as error:
-            raise RunFault(f"case {case.name}: {error.filename} vanished; restore it and continue") from None
-        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-
     def fetch(self, number: int) -> Prepared:
         """From the cache folder, or from the case's files."""
         case = self.cases[number]
-        if self.stamp(case) != self.stamps[number]:
-            raise RunFault(f"case {case.name}: its files changed during the run; restore them and continue")
+        require_unchanged(case, self.stamps[number])
         if self.folder is None:
             return self.prepare(case)
         stem = self.folder / self.key(case)
@@ -157,8 +151,9 @@ def save_parts(stem: Path, prepared: Prepared) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.part")
+        temporary.unlink(missing_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with naming(temporary), temporary.open("xb") as file:
                 np.save(file, getattr(prepared, part), allow_pickle=False)
             temporary.replace(stem.with_name(f"{stem.name}_{part}.npy"))
         finally:

@@ -22,6 +22,7 @@ from vnet.comparison import (
 )
 from vnet.config import Config
 from vnet.errors import InputError
+from vnet.files import write_text
 from vnet.refinement_report import ALL
 from vnet.report import text
 from vnet.report.refinement import by_bin, read_refinement
@@ -34,7 +35,6 @@ from vnet.report.tables import (
     scores_table,
     structures_table,
 )
-from vnet.runs import write_text
 
 __all__ = ["Report", "build_report", "print_comparison", "print_run_summary"]
 
