@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -22,7 +23,7 @@ from vnet.faults.same import differences
 from vnet.progress import Bar
 
 TWICE_EVERY = 3  # of so many runs one is killed again while it continues
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "data": {"root": "../data"},
     "network": {
         "width": 4,
@@ -65,7 +66,7 @@ class Bench:
     def __init__(self, folder: Path, script: Path, words: list[str], steps: int) -> None:
         self.folder, self.script = folder, script
         write_phantoms(folder / "data", 6, seed=3, kind=PhantomKind(size=(20, 24, 28)))
-        config = SMALL | {"training": {"steps": steps, **SMALL["training"]}}
+        config = SMALL | {"training": SMALL["training"] | {"steps": steps}}
         (folder / "small.yaml").write_text(yaml.safe_dump(config))
         self.words = ["--config", "../small.yaml", *words]
         log = folder / "places.json"
