@@ -1,4 +1,4 @@
-"""Compiled linear interpolation at points, for reading features where no gradient is wanted."""
+"""Compiled linear interpolation at points, and its transpose: the gradient of the volume that was read."""
 
 from __future__ import annotations
 
@@ -49,3 +49,22 @@ def interpolate_points(volume: NDArray, shape: NDArray, points: NDArray, start: 
                 for c in range(8):
                     total += weights[n, c] * volume[channel, corners[n, c]]
                 out[channel, first + n] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def spread_points(gradient: NDArray, shape: NDArray, points: NDArray, first: int, last: int, out: NDArray) -> None:
+    """Add channels [first, last) of a gradient (C, N) at points (N, 3) to a volume (C, V) of shape (3,).
+
+    The transpose of `interpolate_points`. A channel is one thread's: the order of the sums does not depend on how
+    many there are.
+    """
+    corners, weights = np.empty((BLOCK, 8), np.int64), np.empty((BLOCK, 8), np.float32)
+    stride = np.array([shape[1] * shape[2], shape[2], 1])
+    for start in range(0, len(points), BLOCK):
+        stop = min(start + BLOCK, len(points))
+        _place(points, shape, start, stop, corners, weights, stride)
+        for channel in range(first, last):
+            for n in range(stop - start):
+                value = gradient[channel, start + n]
+                for c in range(8):
+                    out[channel, corners[n, c]] += weights[n, c] * value

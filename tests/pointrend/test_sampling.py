@@ -67,26 +67,46 @@ def test_voxel_centres_of_any_grid_read_what_interpolate_gives(source, batch, se
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     seed=st.integers(0, 2**31),
 )
-def test_the_compiled_loop_reads_what_grid_sample_reads(source, batch, channels, count, dtype, seed):
+def test_the_compiled_loop_reads_what_grid_sample_reads_with_its_gradient(source, batch, channels, count, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     volume = torch.randn(batch, channels, *source, generator=generator).to(dtype)
     points = torch.rand(batch, count, len(source), generator=generator) * 1.2 - 0.1  # also outside
-    without_gradient = sample_at(volume, points)
-    with_gradient = sample_at(volume.requires_grad_(), points).detach()
-    assert without_gradient.dtype == dtype
+    weight = torch.randn(batch, channels, count, generator=generator).to(dtype)
+    results = []
+    for exact in (volume.clone(), volume.double()):  # torch reads float64
+        values = sample_at(exact.requires_grad_(), points)
+        gradient = torch.zeros_like(exact)
+        if count:
+            (gradient,) = torch.autograd.grad(values, exact, weight.to(exact.dtype))
+        assert values.dtype == gradient.dtype == exact.dtype
+        results.append((values.double(), gradient.double()))
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(without_gradient, with_gradient, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
+    assert torch.equal(sample_at(volume, points).double(), results[0][0].detach())
 
 
-def test_threads_and_memory_layout_do_not_change_what_is_read(monkeypatch):
-    volume, points = torch.randn(2, 5, 6, 7, 8), torch.rand(2, 3001, 3)
+def test_threads_and_memory_layout_do_not_change_what_is_read_nor_its_gradient(monkeypatch):
+    volume, points = torch.randn(2, 5, 6, 7, 8, requires_grad=True), torch.rand(2, 3001, 3)
+
+    def read():
+        values = sample_at(volume, points)
+        return values.detach(), torch.autograd.grad(values.square().sum(), volume)[0]
+
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    alone = sample_at(volume, points)
+    alone, gradient = read()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(_gather, "VALUES_PER_THREAD", 1)
-    assert torch.equal(sample_at(volume, points), alone)
-    assert torch.equal(sample_at(volume.contiguous(memory_format=torch.channels_last_3d), points), alone)
-    assert torch.equal(sample_at(volume, points.flip(1)).flip(2), alone)
+    assert torch.equal(read()[0], alone) and torch.equal(read()[1], gradient)
+    with torch.no_grad():
+        assert torch.equal(sample_at(volume.contiguous(memory_format=torch.channels_last_3d), points), alone)
+        assert torch.equal(sample_at(volume, points.flip(1)).flip(2), alone)
+
+
+def test_points_that_want_a_gradient_get_it():
+    volume, points = torch.randn(1, 2, 3, 4, 5), torch.rand(1, 7, 3, requires_grad=True)
+    inner = (points.detach() * 0.4 + 0.3).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda where: sample_at(volume.double(), where), inner)
+    assert torch.autograd.grad(sample_at(volume, points).sum(), points)[0].abs().sum() > 0
 
 
 def test_points_that_are_not_numbers_read_nothing_outside():
