@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from pointrend._gather_kernels import interpolate_points, spread_points
 
-# Below this many values a second thread costs more than it brings.
-VALUES_PER_THREAD = 1 << 16
+# Below this many values a second thread costs more than it brings: torch's own threads still wait in a busy loop for
+# their next work, and take the cores.
+VALUES_PER_THREAD = 1 << 18
 
 Task = Callable[[], None]
 

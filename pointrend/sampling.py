@@ -106,7 +106,7 @@ def training_voxels(
             candidates, rest = _draw(pool, share, math.prod(size), oversample, importance, generator)
             parts.append(_most_uncertain(logits[sample, None], candidates, size, int(importance * share)))
             parts.append(rest.to(logits.device))
-        rows.append(torch.cat(parts))
+        rows.append(torch.cat(parts).sort().values)  # neighbours in memory are read together
     return torch.stack(rows) if rows else torch.zeros(0, count, dtype=torch.int64, device=logits.device)
 
 
