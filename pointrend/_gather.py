@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def _divide(task: Callable[[int, int, int], Task], *, samples: int, parts: int, 
     threads = min(torch.get_num_threads(), values // VALUES_PER_THREAD)
     shares = max(-(-threads // max(samples, 1)), 1)  # of one sample
     edges = [parts * share // shares for share in range(shares + 1)]
-    tasks = [task(sample, *edge) for sample in range(samples) for edge in zip(edges[:-1], edges[1:], strict=True)]
+    tasks = [task(sample, *edge) for sample in range(samples) for edge in pairwise(edges)]
     if threads < 2:
         for one in tasks:
             one()

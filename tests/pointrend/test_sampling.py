@@ -96,7 +96,8 @@ def test_threads_and_memory_layout_do_not_change_what_is_read_nor_its_gradient(m
     alone, gradient = read()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(_gather, "VALUES_PER_THREAD", 1)
-    assert torch.equal(read()[0], alone) and torch.equal(read()[1], gradient)
+    assert torch.equal(read()[0], alone)
+    assert torch.equal(read()[1], gradient)
     with torch.no_grad():
         assert torch.equal(sample_at(volume.contiguous(memory_format=torch.channels_last_3d), points), alone)
         assert torch.equal(sample_at(volume, points.flip(1)).flip(2), alone)
