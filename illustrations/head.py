@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from vnet.data.volumes import read_image, read_label
 from vnet.errors import InputError
 from vnet.inference import Predictor
-from vnet.pictures import contour_picture, largest_slices
+from vnet.pictures import contour_picture, cut_slices, largest_slices
 from vnet.setting import read_setting
+from vnet.showcase import png
 
 INK, PAPER = "#e8e8e8", "#101014"
 STRUCTURES = ListedColormap(["#00000000", "#e69f00", "#56b4e9", "#f0e442", "#cc79a7"])
@@ -40,15 +41,14 @@ def draw(run: Path, case: str | None, output: Path) -> list[Path]:
     volume, truth = read_image(shown.images), read_label(shown.label).array
     prediction = predictor.predict(volume)
     versions = {"truth": truth, "unrefined": prediction.unrefined, "refined": prediction.labels}
-    outlines = contour_picture(volume.array[0], versions, volume.spacing_mm, title="")
-    outlines.set_dpi(150)
+    outlines = contour_picture(cut_slices(volume.array[0], versions, volume.spacing_mm), height_px=400)
     steps = step_figure(
         volume.array[0], truth, prediction.coarse.numpy(), prediction.extent, versions, prediction.index
     )
     paths = [output / "phantom.png", output / "head.png"]
-    for figure, path in zip((outlines, steps), paths, strict=True):
-        FigureCanvasAgg(figure)
-        figure.savefig(path)
+    paths[0].write_bytes(png(outlines))
+    FigureCanvasAgg(steps)
+    steps.savefig(paths[1])
     return paths
 
 

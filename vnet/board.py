@@ -13,12 +13,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-# the outcome first, then what refinement did, then how training went, then what it cost
-GROUPS = ("dice", "validation", "refinement", "loss", "optimiser", "speed", "about")
+# the outcome first, then what refinement did, then where and how training went, then what it cost
+GROUPS = ("dice", "cases", "surface", "refinement", "points", "loss", "optimiser", "speed", "about")
 
 
 class Board:
@@ -50,36 +51,44 @@ class Board:
         for name, picture in pictures.items():
             self.writer.add_image(tag(name), picture, step, dataformats="HWC")
 
+    def mesh(self, step: int, name: str, vertices: NDArray[Any], faces: NDArray[Any], colours: NDArray[Any]) -> None:
+        """A surface of the Mesh tab.
+
+        Args:
+            name: `group/name`; both are in the heading, as the tab shows nothing else of a tag.
+            vertices: (V, 3), in the axes of the viewer: right, up, towards the eye.
+            faces: (F, 3).
+            colours: (V, 3), 0 to 255.
+        """
+        both_sides = {"material": {"cls": "MeshStandardMaterial", "side": 2, "roughness": 0.9}}
+        heading = tag(name).replace("/", ", ", 1)
+        points, colours_of, triangles = (torch.from_numpy(part)[None] for part in (vertices, colours, faces))
+        self.writer.add_mesh(f"{heading}/mesh", points, colours_of, triangles, both_sides, step)
+
     def text(self, texts: Mapping[str, str]) -> None:
         """`group/name` to Markdown, written at the start step."""
         for name, text in texts.items():
             self.writer.add_text(tag(name), text, self.start_step)
 
-    def layout(self, structures: Sequence[str], *, head: bool, losses: Sequence[str] = ()) -> None:
-        """The custom-scalars page: the charts that people compare, several curves in each.
+    def layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """The Custom Scalars tab: the charts that people compare, several curves in each.
 
         Args:
-            structures: names without the background.
-            head: whether there are curves with refinement.
-            losses: names of the loss terms (`loss/NAME`).
+            charts: section to title to curves (`group/name`).
         """
-        kinds = ("refined", "unrefined") if head else ("unrefined",)
-        names = ["mean", *structures]
-        dice = {f"Dice: {name}": [tag(f"dice/{name}/{kind}") for kind in kinds] for name in names}
-        together = {"Dice: all structures": [tag(f"dice/{name}/{kinds[0]}") for name in structures]}
-        training = {"loss by term": [tag(f"loss/{name}") for name in losses]} if losses else {}
-        charts = {"with and without refinement" if head else "validation": dice | together, "training": training}
         self.writer.add_custom_scalars(
             {
                 # the plugin reads each tag as a regular expression
-                group: {name: ["Multiline", [f"^{re.escape(t)}$" for t in tags]] for name, tags in part.items()}
-                for group, part in charts.items()
-                if part
+                section: {
+                    title: ["Multiline", [f"^{re.escape(tag(name))}$" for name in names]]
+                    for title, names in part.items()
+                }
+                for section, part in charts.items()
             }
         )
 
     def hyperparameters(self, values: Mapping[str, Any], scores: Sequence[str]) -> None:
-        """A row of the HParams tab.
+        """Begin a row of the HParams tab; `finish` ends it.
 
         Args:
             values: settings of the run; what is no bool, number or text is shown as text.
@@ -87,8 +96,13 @@ class Board:
         """
         plain = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in values.items()}
         # not add_hparams: it makes a run of its own, and adds a point to each score's curve at step 0
-        for summary in hparams(plain, dict.fromkeys((tag(name) for name in scores), 0.0)):
+        experiment, start, _ = hparams(plain, dict.fromkeys((tag(name) for name in scores), 0.0))
+        for summary in (experiment, start):
             self.writer._get_file_writer().add_summary(summary)
+
+    def finish(self, step: int) -> None:
+        """Say in the HParams tab that the run came to its end."""
+        self.writer._get_file_writer().add_summary(hparams({}, {})[2], step)
 
     def flush(self) -> None:
         self.writer.flush()

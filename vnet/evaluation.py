@@ -17,6 +17,7 @@ from vnet.inference import Prediction, predict_volume
 from vnet.metrics import case_metrics, dice_scores
 from vnet.model import Segmenter
 from vnet.refinement_report import refinement_rows
+from vnet.showcase import CasePicture, case_picture
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Scored:
         yield False, self.prediction.unrefined
         if self.prediction.refined:
             yield True, self.prediction.labels
+
+    def picture(self, dice: float) -> CasePicture:
+        """What its picture needs; `dice` is the mean over its structures."""
+        spacing_mm = self.volume.spacing_mm
+        return case_picture(self.case.name, dice, self.volume.array[0], self.truth, self.prediction, spacing_mm)
 
 
 def predict_cases(
@@ -68,11 +74,12 @@ def case_rows(scored: Scored, config: Config, structures: Sequence[str], ignore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Tables of a set of cases."""
+    """Tables of a set of cases, and what the pictures of its extremes need."""
 
     cases: list[dict[str, Any]]
     refinement: list[dict[str, Any]]
     seconds_per_case: float
+    pictures: list[CasePicture]
 
 
 def evaluate_cases(
@@ -90,10 +97,12 @@ def evaluate_cases(
     Args:
         shown: called with the name of each finished case.
     """
-    rows, refinement, seconds = [], [], []
+    rows, refinement, seconds, pictures = [], [], [], []
     for scored in predict_cases(model, cases, preprocessing, config):
-        rows += case_rows(scored, config, structures, ignore)
+        own = case_rows(scored, config, structures, ignore)
+        rows += own
         seconds.append(scored.seconds)
+        pictures.append(scored.picture(mean_of_case(own)))
         if scored.prediction.refined:
             refinement += [
                 {"case": scored.case.name} | row
@@ -109,7 +118,14 @@ def evaluate_cases(
                 )
             ]
         shown(scored.case.name)
-    return Evaluation(rows, refinement, float(np.median(seconds)) if seconds else float("nan"))
+    return Evaluation(rows, refinement, float(np.median(seconds)) if seconds else float("nan"), pictures)
+
+
+def mean_of_case(rows: Sequence[dict[str, Any]]) -> float:
+    """Mean Dice over a case's structures, refined where there are such rows; NaN where all are absent."""
+    refined = max(row["refined"] for row in rows)
+    found = [row["dice"] for row in rows if row["refined"] == refined and row["dice"] is not None]
+    return float(np.mean(found)) if found else float("nan")
 
 
 class DiceTable:
@@ -119,10 +135,13 @@ class DiceTable:
         self.structures, self.ignore = structures, ignore
         self.scores: dict[bool, list[np.ndarray]] = {}
 
-    def add(self, scored: Scored) -> None:
+    def add(self, scored: Scored) -> float:
+        """Score a case; returns the mean over its structures of the labels that count, NaN where all are absent."""
         for refined, labels in scored.versions():
             dice = dice_scores(labels, scored.truth, len(self.structures), self.ignore)
             self.scores.setdefault(refined, []).append(dice)
+        present = dice[~np.isnan(dice)]
+        return float(present.mean()) if len(present) else float("nan")
 
     def means(self) -> dict[bool, dict[str, float]]:
         """refined or not -> structure -> mean Dice over cases; structures in no case are left out."""

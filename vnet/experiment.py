@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from vnet.checkpoints import load_model
 from vnet.config import Config
 from vnet.cost import count_multiply_adds, count_parameters, peak_memory_mib, set_threads
+from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
 from vnet.errors import InputError
 from vnet.evaluation import Evaluation, evaluate_cases
@@ -21,6 +22,7 @@ from vnet.model import Segmenter
 from vnet.progress import Bar
 from vnet.runs import Run, environment, finished_hash, open_run, write_table
 from vnet.setting import Setting, read_data, read_setting
+from vnet.showcase import write_pictures
 from vnet.training import Trainer
 
 
@@ -78,7 +80,7 @@ def write_results(run: Run, config: Config, setting: Setting, trainer: Trainer, 
         multiply_adds=count_multiply_adds(model, volume),
         best_step=progress.best_step,
     )
-    write_tables(run.folder, scored)
+    write_tables(run.folder, scored, setting.dataset)
 
 
 def score(model: Segmenter, names: tuple[str, ...], setting: Setting, config: Config) -> Evaluation:
@@ -95,7 +97,8 @@ def score(model: Segmenter, names: tuple[str, ...], setting: Setting, config: Co
         )
 
 
-def write_tables(folder: Path, scored: Evaluation) -> None:
+def write_tables(folder: Path, scored: Evaluation, dataset: Dataset) -> None:
+    write_pictures(folder / "pictures", scored.pictures, dataset)
     write_table(folder / "refinement.csv", scored.refinement)
     write_table(folder / "cases.csv", scored.cases)
 
@@ -129,5 +132,5 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
     target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
     if not own:
         write_text(target / "config.yaml", config.to_yaml())
-    write_tables(target, scored)
+    write_tables(target, scored, dataset)
     return target

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pointrend.refine import PointRend
+from pointrend.sampling import training_voxels
 from vnet.config import Config, PointsConfig
 from vnet.losses import segmentation_terms
 from vnet.network import VNet, VNetOutput, build_network
@@ -46,13 +48,28 @@ class Segmenter(nn.Module):
                 self.head_features(features),
                 image,
                 labels,
-                count=self.points.train_points,
-                oversample=self.points.oversample,
-                importance=self.points.importance,
                 generators=generators,
-                ignore=self.ignore,
+                **self.drawing(),
             )
         return terms
+
+    def drawing(self) -> dict[str, Any]:
+        """How training points are drawn: arguments of the head's loss and of `training_voxels`."""
+        return {
+            "count": self.points.train_points,
+            "oversample": self.points.oversample,
+            "importance": self.points.importance,
+            "ignore": self.ignore,
+        }
+
+    @torch.inference_mode()
+    def draw_points(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Where a training step would look, from the network as it stands: (B, N) flat voxels of the labels' grid.
+
+        Arguments as in `forward`; nothing is learnt and no state changes in evaluation mode.
+        """
+        logits = self.network(image).logits.float()
+        return training_voxels(logits, labels.shape[1:], generators=generators, labels=labels, **self.drawing())
 
     def predict(self, image: Tensor) -> VNetOutput:
         """Coarse logits and the features that the head reads, in float32."""

@@ -75,6 +75,29 @@ def refinement_rows(
     return rows + _count(ALL, kept, (before_at == true_at, after_at == true_at), nearest_mm, margin_bin)
 
 
+def calibration_counts(
+    truth: Labels,
+    before: Labels,
+    index: NDArray[np.integer[Any]],
+    uncertainty: NDArray[np.floating[Any]],
+    ignore: int | None = None,
+) -> NDArray[np.float64]:
+    """By bin of the margin: refined voxels, those that were wrong before, and those that the margin let expect.
+
+    A margin m (best minus second-best logit) gives the second-best class a chance of 1 / (1 + e^m) against the best.
+    Arguments as in `refinement_rows`.
+
+    Returns:
+        (len(MARGIN_EDGES), 3).
+    """
+    true_at, before_at = (np.ravel(labels)[index] for labels in (truth, before))
+    kept = np.ones(len(index), bool) if ignore is None else true_at != ignore
+    margin = -uncertainty[kept].astype(np.float64)
+    bins = np.searchsorted(MARGIN_EDGES, margin)
+    weights = (np.ones(len(margin)), (before_at != true_at)[kept].astype(float), 1 / (1 + np.exp(margin)))
+    return np.stack([np.bincount(bins, weight, len(MARGIN_EDGES)) for weight in weights], axis=1)
+
+
 def distance_across_mm(
     mask: Mask, places: NDArray[np.integer[Any]], spacing_mm: Sequence[float]
 ) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """A run's folder: what it holds, and whether it is done.
 
 RUN_ROOT/NAME/ARM/foldF_seedS holds config.yaml, run.json, log.txt, metrics.csv, cases.csv, refinement.csv,
-checkpoints/{last,best}.ckpt and TensorBoard events.
+pictures/{worst,median,best}_CASE.png, checkpoints/{last,best}.ckpt and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,17 +115,31 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Co
 def keep(run_folder: Path, results: Path) -> None:
     """Copy a finished run's small files to `results`, cases.csv last, as it marks the run as done.
 
-    In the copy of the config the data set is `DATA/NAME`: where it lies is the machine's own business.
+    Pictures come along while all that is kept of the study stays within 20 MB. In the copy of the config the data
+    set is `DATA/NAME`: where it lies is the machine's own business.
+
+    Args:
+        results: STUDY/ARM/foldF_seedS below a folder of results.
 
     Raises:
-        InputError: they are over 20 MB.
+        InputError: the tables are over 20 MB.
     """
     files = [run_folder / name for name in KEPT_FILES if (run_folder / name).is_file()]
-    if sum(file.stat().st_size for file in files) > KEPT_BYTES:
+    pictures = sorted(file for file in (run_folder / "pictures").glob("*") if file.suffix in (".png", ".md"))
+    if total_bytes(files) > KEPT_BYTES:
         raise InputError(f"{run_folder}: its tables are over 20 MB; set study.keep: false")
+    shutil.rmtree(results / "pictures", ignore_errors=True)
+    before = [file for file in results.parent.parent.rglob("*") if file.is_file()]
+    if total_bytes([*before, *files, *pictures]) <= KEPT_BYTES:
+        for file in pictures:
+            write_bytes(results / "pictures" / file.name, file.read_bytes())
     for file in sorted(files, key=lambda file: file.name == "cases.csv"):
         data = file.read_bytes()
         write_bytes(results / file.name, without_places(data) if file.name == "config.yaml" else data)
+
+
+def total_bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def without_places(config: bytes) -> bytes:

@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from vnet.board import Board, markdown_pairs
+from vnet.board import Board
 from vnet.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from vnet.config import Config, TrainingConfig
 from vnet.cost import count_multiply_adds, peak_memory_mib
@@ -26,11 +26,19 @@ from vnet.files import naming
 from vnet.model import build_model
 from vnet.progress import Bar
 from vnet.randomness import DROPOUT, point_generators, sample_seed
-from vnet.runs import Run, environment, read_table, write_table
+from vnet.runs import Run, read_table, write_table
 from vnet.schedule import learning_rate
 from vnet.setting import Setting
 from vnet.signals import Preempted, StopRequest
-from vnet.storyboard import draw_validation
+from vnet.storyboard import (
+    open_page,
+    show_cases,
+    show_dice,
+    show_first_case,
+    show_points,
+    show_refinement,
+    tell,
+)
 
 LOG_EVERY = 5  # steps between scalars in the event file
 
@@ -165,6 +173,9 @@ class Trainer:
                 every = self.config.training.validate_every
                 if finished or (every and step % every == 0):
                     self.validate(board, bar)
+                    self.show_points(board)
+                if finished:
+                    board.finish(step)
                 if finished or stop.exit_code is not None or step % self.config.training.checkpoint_every == 0:
                     # first the curves, which are not drawn again for steps that the checkpoint holds
                     board.flush()
@@ -179,15 +190,7 @@ class Trainer:
             for file in self.run.folder.glob("events.out.tfevents.*"):
                 file.unlink()
             board = Board(self.run.folder)
-            board.text(
-                {
-                    "about/config": markdown_pairs(self.config.to_dict()),
-                    "about/environment": markdown_pairs(environment()),
-                }
-            )
-            # the same layout from every arm: TensorBoard shows runs of one experiment on one page
-            losses = ["total", "dice", "cross_entropy", "point"]
-            board.layout(self.setting.dataset.structures[1:], head=True, losses=losses)
+            open_page(board, self.config, self.setting.dataset.structures)
             return board
         return Board(self.run.folder, start_step=first)
 
@@ -260,11 +263,11 @@ class Trainer:
         self.plain.eval()
         structures, ignore = self.setting.dataset.structures, self.setting.dataset.ignore
         start = time.perf_counter()
-        scores = DiceTable(structures, ignore)
+        scores, stories = DiceTable(structures, ignore), []
         for number, scored in enumerate(predict_cases(self.plain, cases, self.setting.preprocessing, self.config)):
-            scores.add(scored)
+            stories.append(tell(scored, scores.add(scored), structures, ignore))
             if number == 0:  # the same case each time, so that the slider shows it learn
-                draw_validation(board, self.progress.step, scored)
+                show_first_case(board, self.progress.step, scored, len(structures))
         means = scores.means()
         seconds = time.perf_counter() - start
         final = mean_dice(means[max(means)])  # refined, where there is a refined version
@@ -274,13 +277,9 @@ class Trainer:
         row |= {f"dice_unrefined_{name}": means[False].get(name) for name in structures[1:]}
         self.history.append(row | {"seconds_validation": seconds})
         write_table(self.run.folder / "metrics.csv", self.history)
-        for refined, by_structure in means.items():
-            kind = "refined" if refined else "unrefined"
-            board.scalars(
-                step,
-                {f"dice/mean/{kind}": mean_dice(by_structure)}
-                | {f"dice/{name}/{kind}": value for name, value in by_structure.items()},
-            )
+        show_dice(board, step, means)
+        show_cases(board, step, stories)
+        show_refinement(board, step, stories, structures, self.config.arm)
         bar.say(
             f"step {step}: validation Dice {final:.4f}"
             + ("" if len(means) == 1 else f" (unrefined {row['dice_unrefined']:.4f})")
@@ -288,6 +287,17 @@ class Trainer:
         if final > self.progress.best_dice:
             self.progress.best_dice, self.progress.best_step = final, step
             self.save(self.run.best)
+
+    def show_points(self, board: Board) -> None:
+        """Where training would look now, in the first volume that it saw."""
+        if self.plain.head is None:
+            return
+        image, labels, _ = self.batches.sample(0, 0)
+        self.plain.eval()
+        shown, marked = self.fabric.to_device((image[None], labels[None]))
+        index = self.plain.draw_points(shown, marked, point_generators(self.config.seed, self.progress.step, [0]))
+        classes = len(self.setting.dataset.structures)
+        show_points(board, self.progress.step, image, labels, index[0], self.batches.spacing_mm, classes)
 
     def rehearse(self) -> float:
         """Two throw-away steps: print what training takes, and return the steps to expect in all."""

@@ -25,13 +25,17 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if "speed" not in tag
-    }
+def curves(folder: Path) -> dict[str, list[tuple[int, object]]]:
+    """All that the board shows: curves, pictures, meshes and texts, but for speeds and where the run lies."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+    shown: dict[str, list[tuple[int, object]]] = {}
+    for tag in events.Tags()["scalars"]:
+        shown[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    for tag in events.Tags()["images"]:
+        shown[tag] = [(event.step, event.encoded_image_string) for event in events.Images(tag)]
+    for tag in events.Tags()["tensors"]:
+        shown[tag] = [(event.step, event.tensor_proto.SerializeToString()) for event in events.Tensors(tag)]
+    return {tag: points for tag, points in shown.items() if "8 speed" not in tag and "about/config" not in tag}
 
 
 def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
@@ -55,11 +59,36 @@ def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
     assert len(cases) == len(validation) * len(structures) * 2
     assert {row["refined"] for row in cases} == {"true", "false"}
     assert [row["step"] for row in rows(folder / "metrics.csv")] == ["3", "6"]
+    assert (folder / "pictures").is_dir()
+    assert all(file.stat().st_size < 100_000 for file in (folder / "pictures").iterdir())
+
+
+def test_the_board_tells_each_validation_once(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+    shown = curves(folder)
+    wanted = (
+        "1 dice/(mean)/answer, 1 dice/(mean)/unrefined, 2 cases/1 worst, 2 cases/4 the same each time, "
+        "3 surface, answer/mesh_VERTEX, 3 surface, unrefined/mesh_COLOR, 4 refinement/fixed, 4 refinement/by distance, "
+        "4 refinement/calibration error, 4 refinement/uncertainty, 5 points/within 2 mm, 5 points/of one volume"
+    )
+    for tag in wanted.replace("surface, ", "surface; ").split(", "):
+        assert [step for step, _ in shown[tag.replace(";", ",")]] == [3, 6], tag
+    scored = [float(row["dice"]) for row in rows(folder / "metrics.csv")]
+    assert [value for _, value in shown["1 dice/(mean)/answer"]] == pytest.approx(scored, abs=1e-6)
+    fixed, broken = (shown[f"4 refinement/{kind}"][-1][1] for kind in ("fixed", "broken"))
+    before, after = (shown[f"4 refinement/wrong {when}"][-1][1] for when in ("before", "after"))
+    table = [row for row in rows(folder / "refinement.csv") if row["structure"] == "all structures"]
+    asked = sum(int(row[kind]) for row in table for kind in ("fixed", "broken", "unchanged"))
+    assert fixed == pytest.approx(sum(int(row["fixed"]) for row in table) / asked)
+    assert after == pytest.approx(before - fixed + broken)  # type: ignore[operator]
 
 
 def test_an_arm_without_a_head_is_never_refined(tiny: list[str]) -> None:
     folder = train_run(load_config([*tiny, "--arm", "coarse_s2"])).folder
     assert {row["refined"] for row in rows(folder / "cases.csv")} == {"false"}
+    shown = curves(folder)
+    assert "1 dice/(mean)/answer" in shown
+    assert not [tag for tag in shown if "unrefined" in tag or tag.startswith(("4 refinement", "5 points"))]
 
 
 def interrupt(config_words: list[str], step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> int:
@@ -138,7 +167,10 @@ def test_the_same_command_says_that_it_is_done(tiny: list[str], capsys: pytest.C
 
 def test_results_tell_a_fresh_clone_that_a_run_is_done(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config([*tiny, "--arm", "dense"])
-    keep(train_run(config).folder, config.results_folder)
+    folder = train_run(config).folder
+    keep(folder, config.results_folder)
+    pictures = sorted(file.name for file in (folder / "pictures").iterdir())
+    assert pictures == sorted(file.name for file in (config.results_folder / "pictures").iterdir())
     elsewhere = load_config([*tiny, "--arm", "dense", "--run_root", "fresh", "--threads", "2"])
     train_run(elsewhere)
     assert "done" in capsys.readouterr().out

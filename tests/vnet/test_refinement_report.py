@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from vnet.refinement_report import ALL, COUNTS, distance_across_mm, refinement_rows
+from vnet.refinement_report import ALL, COUNTS, calibration_counts, distance_across_mm, refinement_rows
 
 NAMES = ("background", "organ", "vessel")
 SPACING = (3.0, 1.0, 0.5)
@@ -40,6 +40,17 @@ def test_each_kind_of_voxel_lands_in_its_row():
         (ALL, 1.0, 4.0): (0, 0, 1, 1),
         (ALL, 1.0, np.inf): (0, 0, 1, 0),
     }
+
+
+def test_calibration_counts_what_the_margin_lets_expect():
+    truth = np.array([1, 0, 1, 255], np.uint8).reshape(1, 2, 2)
+    before = np.array([1, 1, 0, 0], np.uint8).reshape(1, 2, 2)
+    uncertainty = np.array([0.0, -0.2, -3.0, -9.0])
+    bins = calibration_counts(truth, before, np.arange(4), uncertainty, ignore=255)
+    expected = np.zeros((6, 3))
+    expected[0] = 2, 1, 1 / 2 + 1 / (1 + np.exp(0.2))
+    expected[4] = 1, 1, 1 / (1 + np.exp(3.0))
+    np.testing.assert_allclose(bins, expected)
 
 
 def test_ignored_voxels_are_not_counted():

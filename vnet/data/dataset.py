@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ class Dataset:
         ignore: label value that is neither learnt nor scored.
         cases: sorted by name; cases whose files are missing are left out.
         faults: what is wrong with cases left out; `vnet.data.checks.check_dataset` reports these with its own.
+        source: `reference` and `licence`, as far as dataset.json names them.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class Dataset:
     ignore: int | None
     cases: tuple[Case, ...]
     faults: tuple[str, ...] = ()
+    source: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -84,7 +86,13 @@ def open_dataset(root: Path | str) -> Dataset:
     if not found:
         raise InputError(faults)
     cases = tuple(sorted(found, key=lambda case: case.name))
-    return Dataset(root, name, structures, modalities, ignore, cases, tuple(faults))
+    return Dataset(root, name, structures, modalities, ignore, cases, tuple(faults), read_source(text))
+
+
+def read_source(text: Mapping[str, Any]) -> dict[str, str]:
+    """`reference` and `licence` (in either spelling) where they are plain lines."""
+    found = {"reference": text.get("reference"), "licence": text.get("licence", text.get("license"))}
+    return {key: value for key, value in found.items() if isinstance(value, str) and is_plain(value)}
 
 
 def read_description(root: Path) -> dict[str, Any]:

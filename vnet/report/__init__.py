@@ -24,7 +24,7 @@ from vnet.config import Config
 from vnet.errors import InputError
 from vnet.files import write_text
 from vnet.refinement_report import ALL
-from vnet.report import text
+from vnet.report import summary, text
 from vnet.report.refinement import by_bin, read_refinement
 from vnet.report.tables import (
     Table,
@@ -167,17 +167,21 @@ def print_comparison(config: Config) -> None:
 
 
 def print_run_summary(folder: Path) -> None:
-    """Print Dice by structure of one finished run, with and without refinement, and what to do next."""
-    study = read_study([folder / "cases.csv"])
+    """Print what a finished run shows, what to look at next, and the commands to go on with.
+
+    Args:
+        folder: of its tables: RUN_ROOT/NAME/ARM/foldF_seedS, or RUN/evaluation/NAME.
+    """
     console = terminal()
-    console.print(rich_table(scores_table(study)))
+    lines = []
+    if (folder / "cases.csv").stat().st_size:
+        study = read_study([folder / "cases.csv"])
+        console.print(rich_table(summary.summary_table(study)))
+        lines = ["look at next:", *(f"  {line}" for line in summary.next_looks(study))]
+    else:
+        lines = ["no validation case, so no score: the run was trained on all cases"]
     run = folder.parent.parent if folder.parent.name == "evaluation" else folder
-    name = run.parent.parent
-    for line in (
-        f"curves and pictures:  tensorboard --logdir {name}",
-        f"predict:              python scripts/predict.py {run} --input scan.nii.gz --output FOLDER",
-        f"compare with others:  python scripts/compare.py {name}",
-    ):
+    for line in [*lines, *summary.commands(run)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

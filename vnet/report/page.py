@@ -187,15 +187,27 @@ def _where(report: Report) -> list[str]:
 
 
 def _pictures(study: Study) -> list[str]:
-    """PNG files in the `pictures` folders of the runs, by name, small ones only."""
-    found = sorted(
+    """PNG files in the `pictures` folders of the runs, small ones only; the first fold and the heads come first."""
+    order = [*study.heads, *(arm for arm in study.arms if arm not in study.heads)]
+    runs = sorted(study.runs, key=lambda run: (run.fold, run.seed, order.index(run.arm)))
+    folders = {run.table.parent / "pictures": run for run in runs}
+    found = [
         (picture, run)
-        for run in {run.table.parent: run for run in study.runs}.values()
-        for picture in (run.table.parent / "pictures").glob("*.png")
+        for folder, run in folders.items()
+        for picture in sorted(folder.glob("*.png"), reverse=True)  # worst, median, best
         if picture.stat().st_size <= MAX_PICTURE_BYTES
-    )[:MAX_PICTURES]
+    ][:MAX_PICTURES]
     parts = [_figure(_image(path), f"{path.stem.replace('_', ' ')}, {run.name}") for path, run in found]
-    return ["<h2>Pictures</h2>", *parts] if parts else []
+    notes = dict.fromkeys(path.with_name("SOURCE.md") for path, _ in found)
+    sources = dict.fromkeys(_one_line(note) for note in notes if note.is_file())
+    told = [f'<p class="note">{escape(source)}</p>' for source in sources]
+    return ["<h2>Pictures</h2>", *parts, *told] if parts else []
+
+
+def _one_line(note: Path) -> str:
+    """A note of a few Markdown lines as running text."""
+    lines = (line.lstrip("- ").strip() for line in note.read_text(encoding="utf-8").splitlines())
+    return "; ".join(line.rstrip(".") for line in lines if line) + "."
 
 
 def _image(path: Path) -> str:

@@ -1,0 +1,144 @@
+"""After a training: its Dice with and without refinement, what to look at next, and the commands to go on with."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from vnet.cases import Study
+from vnet.comparison import MEAN
+from vnet.refinement_report import ALL, COUNTS
+from vnet.report.refinement import read_refinement
+from vnet.report.tables import Table, change, score
+from vnet.runs import read_json, read_table
+
+MISSED = 0.0
+
+
+def summary_table(study: Study) -> Table:
+    """Dice by structure of one run, with and without refinement, and how far surfaces lie apart."""
+    head = bool(study.heads)
+    rows = []
+    for structure in (MEAN, *study.structures):
+        answer, before = (_scores(study, structure, refined) for refined in (head, False))
+        dice, unrefined = (part["dice"].mean() for part in (answer, before))
+        versions = (score("dice", unrefined), change("dice", dice - unrefined)) if head else ()
+        rest = (score(metric, answer[metric].mean()) for metric in ("surface_dice", "hd95_mm"))
+        missed = int((rows_of(study, structure, head)["dice"] == MISSED).sum())
+        rows.append((structure, score("dice", dice), *versions, *rest, str(missed)))
+    columns = ("structure", "Dice", *(("unrefined", "change") if head else ()), "surface Dice", "HD95 (mm)", "missed")
+    cases, name = study.cases["case"].nunique(), study.runs[0].name
+    return Table(f"{name}: mean over {cases} cases", columns, tuple(rows), first_number=1)
+
+
+def next_looks(study: Study) -> list[str]:
+    """What deserves a look, a line each: the weakest structure and case, what refinement did, how training ended."""
+    folder = study.runs[0].table.parent
+    answer = study.cases[study.cases["refined"] == bool(study.heads)]
+    return [*_weakest(answer), *_worst_case(answer, folder), *_refinement(study), *_training(folder)]
+
+
+def commands(run: Path) -> list[str]:
+    """Commands that can be pasted as they stand: TensorBoard, prediction, comparison.
+
+    Args:
+        run: RUN_ROOT/NAME/ARM/foldF_seedS.
+    """
+    runs = run.parent.parent
+    python = program("python", sys.executable)
+    board = shutil.which("tensorboard")
+    own = Path(sys.executable).with_name("tensorboard")
+    boarding = program("tensorboard", str(own)) if board or own.exists() else f"{python} -m tensorboard.main"
+    predict = f"{python} scripts/predict.py {shlex.quote(str(run))} --input scan.nii.gz --output predicted"
+    return [
+        *([f"curves, pictures:  {boarding} --logdir {shlex.quote(str(runs))}"] if _has_events(runs) else []),
+        f"predict:           {predict}"
+        if (run / "checkpoints" / "last.ckpt").is_file()
+        else f"predict:           no checkpoint in {run}: it holds the tables of a run made elsewhere",
+        f"compare with more: {python} scripts/compare.py {shlex.quote(str(runs))}",
+    ]
+
+
+def program(name: str, path: str) -> str:
+    """`name` where the shell finds the program at `path` under it, else its path, relative if below this folder."""
+    found = shutil.which(name)
+    if found and Path(found).absolute() == Path(path).absolute():
+        return name
+    near = os.path.relpath(path)
+    return shlex.quote(path if near.startswith("..") else near)
+
+
+def rows_of(study: Study, structure: str, refined: bool) -> pd.DataFrame:
+    """The rows of a structure, or of all where it is `MEAN`."""
+    rows = study.cases[study.cases["refined"] == refined]
+    return rows if structure == MEAN else rows[rows["structure"] == structure]
+
+
+def _scores(study: Study, structure: str, refined: bool) -> pd.DataFrame:
+    """Scores of a structure, or the means over each case's structures."""
+    rows = rows_of(study, structure, refined)
+    return rows.groupby("case")[["dice", "surface_dice", "hd95_mm"]].mean() if structure == MEAN else rows
+
+
+def _weakest(answer: pd.DataFrame) -> Iterable[str]:
+    means = answer.groupby("structure")["dice"].mean().dropna()
+    if len(means) < 2:
+        return
+    name = str(means.idxmin())
+    mine = answer.loc[answer["structure"] == name, "dice"].dropna()
+    missed = int((mine == MISSED).sum())
+    missing = f"; missed in {missed} of {len(mine)} cases" if missed else ""
+    yield f"weakest structure: {name}, Dice {score('dice', float(means.min()))}{missing}"
+
+
+def _worst_case(answer: pd.DataFrame, folder: Path) -> Iterable[str]:
+    means = answer.groupby("case")["dice"].mean().dropna()
+    if means.empty:
+        return
+    picture = next((folder / "pictures").glob("worst_*.png"), None)
+    shown = f"; look at {picture}" if picture else ""
+    yield f"worst case: {means.idxmin()}, Dice {score('dice', float(means.min()))}{shown}"
+
+
+def _refinement(study: Study) -> Iterable[str]:
+    if not study.heads:
+        return
+    dice = study.cases.groupby(["refined", "case"])["dice"].mean()
+    gains = (dice[True] - dice[False]).round(9)  # a tie is not a gain of the last bit
+    counts = read_refinement(study)
+    of_all = counts[counts["structure"] == ALL]
+    fixed, broken, unchanged = (int(of_all[kind].sum()) for kind in COUNTS[:3])
+    asked = fixed + broken + unchanged
+    shares = f"{fixed / asked:.0%} fixed, {broken / asked:.0%} broken" if asked else ""
+    yield (
+        f"refinement: Dice {change('dice', float(gains.mean()))}, better in {int((gains > 0).sum())} and worse in "
+        f"{int((gains < 0).sum())} of {len(gains)} cases"
+        + (f"; of {asked:,} voxels asked about {shares}" if asked else "")
+    )
+
+
+def _training(folder: Path) -> Iterable[str]:
+    """How the curve ended, as far as the run tells."""
+    info = read_json(folder / "run.json") or {}
+    if info.get("dropped_steps"):
+        yield f"training: {info['dropped_steps']} steps not finite, dropped; a lower training.learning_rate may help"
+    curve = [(int(row["step"]), float(row["dice"])) for row in read_table(folder / "metrics.csv")]
+    if len(curve) < 2:
+        return
+    (_, before), (last, end) = curve[-2:]
+    best_step, best = max(curve, key=lambda point: point[1])
+    if end - before > 0.005:
+        yield f"training: Dice rose by {end - before:.3f} up to the last validation; more training.steps may help"
+    elif best - end > 0.005 and math.isfinite(best):
+        yield f"training: Dice was best at step {best_step} ({best:.3f}) and {end:.3f} at the end, step {last}"
+
+
+def _has_events(runs: Path) -> bool:
+    return any(runs.rglob("events.out.tfevents.*"))
