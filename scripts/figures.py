@@ -5,6 +5,7 @@ surface.png   the uncertain voxels of a coarse 3D segmentation: a shell around t
 speed.png     seconds of `getpoint` against its points, from results/benchmarks/getpoint.csv
 phantom.png   with --run: outlines of truth, unrefined and refined labels of a case, in three planes
 head.png      with --run: how the head works, step by step, on that case
+tensorboard_TAB.png  with --board: each tab of TensorBoard, in a headless Chromium
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--output", metavar="FOLDER", type=Path, default=REPOSITORY / "docs" / "images")
     options.add_argument("--run", metavar="RUN", type=Path, help="a run with a head, as of make experiment")
     options.add_argument("--case", metavar="NAME", help="a case of its validation fold (default: the first)")
+    options.add_argument("--board", metavar="RUNS", type=Path, help="a folder of runs, as runs/quickstart")
     chosen = options.parse_args(argv)
     sys.path.insert(0, str(REPOSITORY))  # illustrations/ and benchmarks/ belong to the repository, not to the packages
     from illustrations import head, points
 
     chosen.output.mkdir(parents=True, exist_ok=True)
-    paths = head.draw(chosen.run, chosen.case, chosen.output) if chosen.run else points.draw(chosen.output)
+    if chosen.board:
+        from illustrations import board
+
+        paths = board.draw(chosen.board, chosen.output)
+    else:
+        paths = head.draw(chosen.run, chosen.case, chosen.output) if chosen.run else points.draw(chosen.output)
     for path in paths:
         print(f"written: {path}")
     return 0
