@@ -91,7 +91,7 @@ def training_voxels(
             which is drawn from all voxels.
 
     Returns:
-        (B, N) int64, flat indices into `size`, on the device of `logits`.
+        (B, N) int64, flat indices into `size`, ascending, on the device of `logits`.
 
     Raises:
         ValueError: a number out of range, or shapes that disagree.
