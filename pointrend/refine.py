@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pointrend.coordinates import check_extent, check_size, extent_centres, voxel_centres
 from pointrend.head import PointHead
+from pointrend.neighbours import read_window
 from pointrend.reading import best_class, read_at, sample_at
 from pointrend.render import render_labels
 from pointrend.sampling import training_voxels
@@ -49,10 +50,12 @@ class PointRend(nn.Module):
         width: channels of the head's hidden layers.
         layers: hidden layers.
         frequencies: octaves of a Fourier code of the position; 0 for none.
-        ndim: spatial axes; needed for the code alone.
+        windows: by name of a feature map, or `image`: the voxels per axis that the head reads around a point, odd;
+            what is not named is read at the point alone. See `pointrend.neighbours`.
+        ndim: spatial axes; needed for the code and the windows alone.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or a window of something that the head does not read.
     """
 
     def __init__(
@@ -64,13 +67,20 @@ class PointRend(nn.Module):
         width: int = 64,
         layers: int = 3,
         frequencies: int = 0,
+        windows: Mapping[str, int] | None = None,
         ndim: int = 3,
     ) -> None:
         super().__init__()
         self.classes, self.feature_names, self.image_channels = classes, tuple(features), image_channels
+        channels = [*features.values(), *([image_channels] if image_channels else [])]
+        names = [*features, *(["image"] if image_channels else [])]
+        self.windows = [(windows or {}).get(name, 1) for name in names]
+        unknown = [name for name in windows or {} if name not in names]
+        if unknown or not all(size >= 1 and size % 2 for size in self.windows):
+            raise ValueError(f"windows must hold odd sizes of {names}, got {dict(windows or {})}")
         self.head = PointHead(
             classes=classes,
-            features=sum(features.values()) + image_channels,
+            features=sum(n * size**ndim for n, size in zip(channels, self.windows, strict=True)),
             width=width,
             layers=layers,
             frequencies=frequencies,
@@ -103,7 +113,8 @@ class PointRend(nn.Module):
             ValueError: a feature map or the image is missing or has other channels.
         """
         volumes = self._volumes(features, image)
-        fine = [read_at(volume, points, grid).to(coarse.dtype) for volume in volumes]
+        read = zip(volumes, self.windows, strict=True)
+        fine = [read_window(volume, points, window, grid).to(coarse.dtype) for volume, window in read]
         joined = torch.cat(fine, dim=1) if fine else coarse[:, :0]
         return self.head(joined, coarse, points)
 

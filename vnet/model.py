@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pointrend.refine import PointRend
 from pointrend.sampling import training_voxels
 from vnet.config import Config, PointsConfig
+from vnet.errors import InputError
 from vnet.losses import segmentation_terms
 from vnet.network import VNet, VNetOutput, build_network
 
@@ -60,6 +61,7 @@ class Segmenter(nn.Module):
             "oversample": self.points.oversample,
             "importance": self.points.importance,
             "ignore": self.ignore,
+            "quotas": self.points.quotas,
         }
 
     @torch.inference_mode()
@@ -81,17 +83,27 @@ class Segmenter(nn.Module):
 
 
 def build_model(config: Config, *, in_channels: int, classes: int, ignore: int | None = None) -> Segmenter:
-    """The model of a config, with weights that are a function of `config.seed` alone."""
+    """The model of a config, with weights that are a function of `config.seed` alone.
+
+    Raises:
+        InputError: quotas of points for another number of labels.
+    """
+    quotas = config.points.quotas
+    if config.has_head and quotas is not None and len(quotas) != classes:
+        raise InputError(f"points.quotas must hold one share a label, {classes} here, got {list(quotas)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(config.network, in_channels=in_channels, classes=classes)
         head = None
         if config.has_head:
+            on_the_image_grid = [name for name in config.points.features if name == "encoder1"]
+            on_the_image_grid += ["image"] if config.points.image else []
             head = PointRend(
                 classes=classes,
                 features={name: network.feature_channels[name] for name in config.points.features},
                 image_channels=in_channels if config.points.image else 0,
                 width=config.points.width,
                 layers=config.points.layers,
+                windows=dict.fromkeys(on_the_image_grid, config.points.window),
             )
     return Segmenter(network, head, points=config.points, ignore=ignore)

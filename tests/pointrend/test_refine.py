@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pointrend import PointRend
 from pointrend.coordinates import flat_index, voxel_centres
+from pointrend.neighbours import read_window
 from pointrend.sampling import sample_at, uncertainty
 from pointrend.subdivision import Change, Field, step_sizes
 
@@ -70,6 +71,27 @@ def test_features_of_any_stride_are_read_at_the_points_and_joined_by_channel():
     # the order is the constructor's, whatever the dict's; other names are left alone
     shuffled = {"other": torch.zeros(1), "deep": features["deep"], "fine": features["fine"]}
     torch.testing.assert_close(model.predict_points(points, at_points, shuffled, image), expected)
+
+
+def test_windows_are_read_where_they_are_named():
+    model = a_model(windows={"fine": 3, "image": 5})
+    coarse, features, image = a_batch()
+    points = voxel_centres(torch.randint(6 * 8 * 10, (2, 30)), (6, 8, 10))
+    at_points = sample_at(coarse, points)
+    parts = [
+        read_window(features["fine"], points, 3),
+        sample_at(features["deep"], points),
+        read_window(image, points, 5),
+    ]
+    expected = model.head(torch.cat(parts, dim=1), at_points)
+    for grid in (None, (6, 8, 10)):
+        torch.testing.assert_close(model.predict_points(points, at_points, features, image, grid=grid), expected)
+
+
+@pytest.mark.parametrize("windows", [{"fine": 2}, {"fine": 0}, {"skip": 3}])
+def test_windows_are_odd_and_of_what_the_head_reads(windows):
+    with pytest.raises(ValueError, match=r"windows must hold odd sizes of \['fine', 'deep', 'image'\], got"):
+        a_model(windows=windows)
 
 
 def test_a_known_grid_changes_nothing():

@@ -1,0 +1,42 @@
+"""What a config builds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vnet.config import load_config
+from vnet.errors import InputError
+from vnet.model import build_model
+
+WORDS = ["--arm", "pointrend_s2", "--network.width", "4", "--network.kernel", "3", "--points.train_points", "64"]
+
+
+def test_the_window_is_of_the_image_and_of_the_stage_on_its_grid() -> None:
+    plain, windowed = (
+        build_model(load_config([*WORDS, "--points.window", str(n)]), in_channels=2, classes=3) for n in (1, 3)
+    )
+    assert plain.head is not None
+    assert windowed.head is not None
+    decoder = plain.network.feature_channels["decoder"]
+    assert plain.head.head.features == 4 + decoder + 2
+    assert windowed.head.head.features == 27 * 4 + decoder + 27 * 2
+    # the network's weights do not depend on the head
+    for one, other in zip(plain.network.parameters(), windowed.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_windowed_head_learns_and_predicts() -> None:
+    model = build_model(load_config([*WORDS, "--points.window", "3"]), in_channels=1, classes=2)
+    image, labels = torch.randn(1, 1, 16, 16, 32), torch.randint(2, (1, 16, 16, 32))
+    terms = model(image, labels, [torch.Generator().manual_seed(0)])
+    terms["point"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
+    assert model.network.encoders[0].last[0].weight.grad.abs().sum() > 0
+
+
+def test_quotas_are_one_a_label() -> None:
+    config = load_config([*WORDS, "--points.quotas", "[0,0.5]"])
+    assert build_model(config, in_channels=1, classes=2).drawing()["quotas"] == (0.0, 0.5)
+    with pytest.raises(InputError, match=r"points.quotas must hold one share a label, 3 here, got \[0.0, 0.5\]"):
+        build_model(config, in_channels=1, classes=3)
