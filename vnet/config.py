@@ -35,7 +35,7 @@ ARMS: dict[str, dict[str, dict[str, int]]] = {
 # What a run's hash leaves out: where things lie and how fast they go, not what is computed.
 PLACES = ("run_root", "threads", "study", "data.root", "data.cache")
 # Keys added after results were committed: they count in the hash only when they differ from their default.
-ADDED_KEYS: tuple[str, ...] = ()
+ADDED_KEYS: tuple[str, ...] = ("data.phantom_kind", "points.window", "points.quotas")
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
@@ -57,6 +57,8 @@ class DataConfig:
     """Folder for verdicts and preprocessed volumes; null takes RUN_ROOT/cache."""
     phantoms: int = 0
     """Where `root` does not exist: write this many phantom volumes there first."""
+    phantom_kind: Literal["organs", "sheets"] = "organs"
+    """Phantoms of touching organs and vessels, or curved sheets of known thickness under known noise."""
 
     def __post_init__(self) -> None:
         require(self.fold == "all" or int(self.fold) >= 0, "data.fold", "be 0 or more, or all", self.fold)
@@ -129,6 +131,8 @@ class PointsConfig:
     """k: candidates drawn per kept point."""
     importance: float = 0.75
     """beta: share of N taken by uncertainty, the rest is uniform."""
+    quotas: tuple[float, ...] | None = None
+    """Share of N drawn among the voxels of each label, background first (sum at most 1); null draws from all alike."""
     test_share: float = 0.06
     """Share of the voxels of the target grid refined at prediction, the most uncertain first."""
     margin: float | None = None
@@ -137,6 +141,8 @@ class PointsConfig:
     """Stages of the network that the head reads: encoder1 ... encoderN, decoder (the last before the logits)."""
     image: bool = True
     """The head also reads the image at the point."""
+    window: int = 1
+    """Voxels per axis, odd, of the image and of encoder1 that the head reads around a point; 1 is the point alone."""
     width: int = 64
     """Channels of the head's hidden layers."""
     layers: int = 3
@@ -146,6 +152,9 @@ class PointsConfig:
         require(self.train_points >= 0, "points.train_points", "be 0 or more", self.train_points)
         require(self.oversample >= 1, "points.oversample", "be 1 or more", self.oversample)
         require(0 <= self.importance <= 1, "points.importance", "lie in [0, 1]", self.importance)
+        shares = self.quotas or ()
+        fair = all(0 <= share <= 1 for share in shares) and sum(shares) <= 1 + 1e-9
+        require(fair, "points.quotas", "be shares of sum at most 1, one a label, or null", self.quotas)
         require(0 <= self.test_share <= 1, "points.test_share", "lie in [0, 1]", self.test_share)
         require(self.margin is None or self.margin >= 0, "points.margin", "be 0 or more, or null", self.margin)
         require(
@@ -154,6 +163,7 @@ class PointsConfig:
             "name a stage, or points.image be true",
             "neither",
         )
+        require(self.window >= 1 and self.window % 2 == 1, "points.window", "be odd and positive", self.window)
         require(self.width >= 1, "points.width", "be 1 or more", self.width)
         require(self.layers >= 1, "points.layers", "be 1 or more", self.layers)
 
@@ -235,10 +245,14 @@ class StudyConfig:
     """Folds to run."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to run."""
+    choice_folds: tuple[int, ...] = ()
+    """Folds on which choices of the method were made: the report shows them apart, as they are no evidence."""
     comparisons: tuple[str, ...] = ()
     """Differences to test, as `pointrend_s2 - coarse_s2`; empty takes the usual ones among the arms."""
     margin: float = 0.002
     """Dice within which two arms are called equivalent."""
+    spread_from: str | None = None
+    """Study of the same arms with several seeds, beside this one: its seed spread is printed with the intervals."""
     keep: bool = False
     """Copy finished runs (small files only) to results/NAME."""
 
@@ -247,6 +261,8 @@ class StudyConfig:
         require(bool(self.folds), "study.folds", "name at least one fold", "none")
         require(bool(self.seeds), "study.seeds", "name at least one seed", "none")
         require(self.margin >= 0, "study.margin", "be 0 or more", self.margin)
+        plain = self.spread_from is None or Path(self.spread_from).name == self.spread_from
+        require(plain, "study.spread_from", "be the name of a study", self.spread_from)
         for comparison in self.comparisons:
             arms = [name.strip() for name in comparison.split(" - ")]
             known = len(arms) == 2 and all(name in self.arms for name in arms)

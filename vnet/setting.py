@@ -12,6 +12,7 @@ from vnet.data.dataset import Case, Dataset, open_dataset
 from vnet.data.folds import Fold, select_fold
 from vnet.data.phantoms import write_phantoms
 from vnet.data.preprocessing import Preprocessing, plan_preprocessing
+from vnet.data.sheets import SheetKind
 from vnet.data.stamps import unchanged
 from vnet.errors import InputError
 
@@ -46,7 +47,8 @@ def read_data(config: Config, *, progress: bool = True) -> tuple[Dataset, Verdic
     root = Path(config.data.root)
     if config.data.phantoms and not root.exists():
         print(f"writing {config.data.phantoms} phantom volumes to {root}", flush=True)
-        write_phantoms(root, config.data.phantoms, seed=0)
+        kind = SheetKind() if config.data.phantom_kind == "sheets" else None
+        write_phantoms(root, config.data.phantoms, seed=0, kind=kind)
     dataset = open_dataset(root)
     return dataset, check_dataset(dataset, config.cache_folder, progress=progress)
 

@@ -135,3 +135,13 @@ def test_keys_of_the_contract() -> None:
     training.checkpoint_every training.max_bad_steps training.init_from study.arms study.folds study.seeds
     study.comparisons study.margin study.keep metrics.tolerance_mm"""
     assert set(contract.split()) <= set(known_keys())
+
+
+def test_keys_of_the_head_are_checked() -> None:
+    for words, rule in (
+        (["--points.window", "2"], "points.window must be odd and positive, got 2"),
+        (["--points.quotas", "[0.6,0.6]"], "points.quotas must be shares of sum at most 1"),
+        (["--study.spread_from", "../x"], "study.spread_from must be the name of a study"),
+    ):
+        with pytest.raises(InputError, match=rule):
+            load_config(words)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from vnet.data.anatomy import AIR, FIRST_ORGAN, TISSUE, Waves, draw_anatomy
+from vnet.data.sheets import SheetKind, make_sheet
 from vnet.data.volumes import write_nifti
 from vnet.errors import InputError
 
@@ -92,7 +93,9 @@ def is_axes(text: str) -> bool:
     return len(text) == 3 and sum(any(c in text for c in pair) for pair in ("LR", "AP", "SI")) == 3
 
 
-def write_phantoms(root: Path | str, count: int = 24, seed: int = 0, *, kind: PhantomKind | None = None) -> None:
+def write_phantoms(
+    root: Path | str, count: int = 24, seed: int = 0, *, kind: PhantomKind | SheetKind | None = None
+) -> None:
     """Write `count` labelled phantoms as a Decathlon folder; a function of the arguments, bit for bit.
 
     The folder appears when it is complete.
@@ -116,23 +119,35 @@ def write_phantoms(root: Path | str, count: int = 24, seed: int = 0, *, kind: Ph
     try:
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             list(pool.map(lambda number: write_phantom(part, number, seed, kind), range(count)))
+        if isinstance(kind, SheetKind):
+            write_properties(part, {phantom_name(n): kind.properties(n) for n in range(count)})
         (part / "dataset.json").write_text(json.dumps(describe(count, kind), indent=1) + "\n")
         part.replace(root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_properties(root: Path, of_cases: Mapping[str, Mapping[str, float]]) -> None:
+    """properties.csv: numbers by case, by which reports group the cases."""
+    names = list(next(iter(of_cases.values())))
+    lines = [",".join(["case", *names])]
+    lines += [",".join([case, *(f"{row[name]:g}" for name in names)]) for case, row in of_cases.items()]
+    (root / "properties.csv").write_text("\n".join(lines) + "\n")
+
+
 def phantom_name(number: int) -> str:
     return f"phantom_{number + 1:03d}"
 
 
-def describe(count: int, kind: PhantomKind) -> dict[str, object]:
+def describe(count: int, kind: PhantomKind | SheetKind) -> dict[str, object]:
     """dataset.json of phantoms."""
     names = [phantom_name(number) for number in range(count)]
+    sheets = isinstance(kind, SheetKind)
+    about = "sheets of known thickness" if sheets else "organs that touch, vessels, noise, bias field"
     labels = {str(value): name for value, name in enumerate(kind.structures)}
     return {
         "name": "Phantoms",
-        "description": "Made volumes: organs that touch, vessels, noise, bias field",
+        "description": f"Made volumes: {about}",
         "licence": "CC0",
         "tensorImageSize": "3D" if kind.channels == 1 else "4D",
         "modality": {str(c): kind.modality for c in range(kind.channels)},
@@ -144,10 +159,14 @@ def describe(count: int, kind: PhantomKind) -> dict[str, object]:
     }
 
 
-def write_phantom(root: Path, number: int, seed: int, kind: PhantomKind) -> None:
-    image, label, spacing = make_phantom(number, seed, kind)
+def write_phantom(root: Path, number: int, seed: int, kind: PhantomKind | SheetKind) -> None:
+    if isinstance(kind, SheetKind):
+        image, label, spacing = make_sheet(number, seed, kind)
+    else:
+        image, label, spacing = make_phantom(number, seed, kind)
     axes = kind.orientations[number % len(kind.orientations)]
-    affine = file_affine(label.shape, spacing, axes, oblique_degrees=8.0 if number % 4 == 3 else 0.0)
+    oblique = 8.0 if number % 4 == 3 and not isinstance(kind, SheetKind) else 0.0
+    affine = file_affine(label.shape, spacing, axes, oblique_degrees=oblique)
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
     for folder, voxels in (("imagesTr", image), ("labelsTr", label[None])):
         turned = np.stack([apply_orientation(one.transpose(), turn) for one in voxels], -1)
