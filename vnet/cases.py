@@ -39,6 +39,12 @@ class RunRecord:
     def name(self) -> str:
         return f"{self.arm} fold {self.fold} seed {self.seed}"
 
+    @property
+    def root(self) -> Path | None:
+        """The folder of studies that the run's study lies in: ROOT/STUDY/ARM/RUN/cases.csv."""
+        folders = self.table.resolve().parents
+        return folders[3] if self.place == "cases.csv" and len(folders) > 3 else None
+
 
 @dataclass(frozen=True)
 class Study:
@@ -49,9 +55,10 @@ class Study:
 
     @cached_property
     def arms(self) -> list[str]:
-        """The contract's arms first, in their order, then the others by name."""
+        """The contract's arms first, in their order, then those of the study's config in its, then others by name."""
         found = set(self.cases["arm"])
-        return [arm for arm in ARMS if arm in found] + sorted(found - set(ARMS))
+        known = dict.fromkeys([*ARMS, *map(str, self.settings.get("arms") or {})])
+        return [arm for arm in known if arm in found] + sorted(found - set(known))
 
     @cached_property
     def heads(self) -> list[str]:
@@ -71,6 +78,28 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """The `study` section of the runs' config, empty where there is none."""
         return next((run.config["study"] for run in self.runs if isinstance(run.config.get("study"), dict)), {})
+
+    @property
+    def choice_folds(self) -> set[str]:
+        """Folds on which choices of the method were made."""
+        return {str(fold) for fold in self.settings.get("choice_folds") or ()}
+
+    def has(self, comparison: str) -> bool:
+        """Whether both sides of a comparison are there."""
+        known = {*self.arms, *(arm + UNREFINED for arm in self.heads)}
+        return all(side.strip() in known for side in comparison.split(" - "))
+
+    def on_folds(self, folds: set[str]) -> Study | None:
+        """The runs of these folds alone; None where there is none."""
+        runs = tuple(run for run in self.runs if run.fold in folds)
+        return Study(self.cases[self.cases["fold"].isin(folds)], runs) if runs else None
+
+    @cached_property
+    def properties(self) -> pd.DataFrame:
+        """Numbers by case from the properties.csv of the runs (index `case`); no columns where there is none."""
+        files = [run.table.with_name("properties.csv") for run in self.runs]
+        frames = [_read_properties(file) for file in files if file.is_file()]
+        return pd.concat(frames).groupby(level=0).first() if frames else pd.DataFrame(index=pd.Index([], name="case"))
 
     @cached_property
     def _sides(self) -> dict[str, pd.DataFrame]:
@@ -139,7 +168,7 @@ def read_study(paths: Sequence[Path]) -> Study:
     return Study(pd.concat(frames, ignore_index=True), tuple(runs))
 
 
-def find_tables(paths: Sequence[Path]) -> list[Path]:
+def find_tables(paths: Sequence[Path], *, missing_ok: bool = False) -> list[Path]:
     tables: dict[Path, None] = {}
     faults = []
     for path in paths:
@@ -149,7 +178,7 @@ def find_tables(paths: Sequence[Path]) -> list[Path]:
         within = any(_is_evaluation(folder) for folder in (path.resolve(), *path.resolve().parents))
         found = [path] if path.is_file() else sorted(path.rglob("cases.csv"))
         found = [t for t in found if within or "evaluation" not in t.relative_to(path).parts]
-        if not found:
+        if not found and not missing_ok:
             faults.append(f"{path}: no cases.csv below; wait for a run to end, or name another folder")
         tables |= dict.fromkeys(found)
     if faults:
@@ -198,6 +227,14 @@ def _record(table: Path, arm: str, fold: str, seed: str) -> RunRecord:
     folder = next((f for f in list(table.parents)[:3] if (f / "run.json").is_file()), table.parent)
     info = read_json(folder / "run.json") or {}
     return RunRecord(table, arm, fold, int(seed), info, _read_config(folder), str(table.relative_to(folder)))
+
+
+def _read_properties(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, dtype={"case": str}).set_index("case")
+        return frame.astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: must hold a column case and columns of numbers ({error})") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ unrefined output of the same checkpoint (`pointrend_s2:unrefined`). Comparisons 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -37,6 +37,8 @@ class Difference:
     p_holm: float | None  # of the confirmatory tests only
     verdict: str
     one_sided: int  # pairs left out as one side is blank: the structure is absent, and one side alone predicted it
+    seed_spread: float | None  # standard deviation between seeds of the mean difference; None where nothing tells
+    spread_measured: bool = True  # False: it is that of other comparisons, pooled
 
     @property
     def confirmatory(self) -> bool:
@@ -101,9 +103,36 @@ def compare(study: Study, comparisons: Sequence[str], margin: float | None = Non
             p_holm=p_holm.get(i),
             verdict=_verdict(summary, metric, margin),
             one_sided=one_sided,
+            seed_spread=summary.seed_spread if summary else None,
         )
         for i, (name, structure, metric, summary, one_sided) in enumerate(found)
     ]
+
+
+def with_spread_of(differences: Sequence[Difference], others: Sequence[Difference]) -> list[Difference]:
+    """Differences without a seed spread of their own take that of `others`: of the same comparison, structure and
+    metric where it was measured, else the root mean square over the comparisons of different arms that were."""
+    measured = {(d.comparison, d.structure, d.metric): d.seed_spread for d in others if d.seed_spread is not None}
+    found = []
+    for d in differences:
+        if d.seed_spread is None and d.summary is not None:
+            own = measured.get((d.comparison, d.structure, d.metric))
+            alike = [
+                spread**2
+                for (comparison, *rest), spread in measured.items()
+                if rest == [d.structure, d.metric] and (UNREFINED in comparison) == (UNREFINED in d.comparison)
+            ]
+            pooled = (sum(alike) / len(alike)) ** 0.5 if alike else None
+            d = replace(d, seed_spread=pooled if own is None else own, spread_measured=own is not None)
+        found.append(d)
+    return found
+
+
+def paired_structures(study: Study, comparison: str, metric: str) -> pd.DataFrame:
+    """Both sides of a comparison, a row a run, case and structure, without pairs that are blank in either side:
+    `fold, seed, case, structure, first, second, difference`."""
+    pairs = _structure_pairs(study, comparison, MEAN, metric).dropna().reset_index()
+    return pairs.assign(difference=pairs["first"] - pairs["second"])
 
 
 def paired_cases(study: Study, comparison: str, structure: str, metric: str) -> pd.DataFrame:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,6 +44,20 @@ def peak_memory_mib() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def reset_peak_memory() -> bool:
+    """Start `peak_memory_mib` anew from what is held now; False where this system cannot (CPU, other than Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what training freed goes back to the system
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
 
 
 def set_threads(threads: int) -> None:

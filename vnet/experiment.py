@@ -11,12 +11,12 @@ from lightning_fabric import Fabric
 
 from vnet.checkpoints import load_model
 from vnet.config import Config
-from vnet.cost import count_multiply_adds, count_parameters, peak_memory_mib, set_threads
+from vnet.cost import count_multiply_adds, count_parameters, peak_memory_mib, reset_peak_memory, set_threads
 from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
 from vnet.errors import InputError
 from vnet.evaluation import Evaluation, evaluate_cases
-from vnet.files import refuse_links, sweep, write_text
+from vnet.files import refuse_links, sweep, write_bytes, write_text
 from vnet.inference import tile_size
 from vnet.model import Segmenter
 from vnet.progress import Bar
@@ -59,12 +59,17 @@ def begin(run: Run, config: Config, setting: Setting) -> None:
     sweep(run.folder)
     run.write_info(**environment(), data_set=setting.dataset.name, data_hash=setting.content_hash, name=config.name)
     write_text(run.folder / "config.yaml", config.to_yaml())
+    properties = setting.dataset.root / "properties.csv"
+    if properties.is_file():  # numbers by case, by which the report groups
+        write_bytes(run.folder / properties.name, properties.read_bytes())
 
 
 def write_results(run: Run, config: Config, setting: Setting, trainer: Trainer, model: Segmenter) -> None:
     """Score the validation fold with the last checkpoint; cases.csv, written last, marks the run as done."""
     training_mib = peak_memory_mib()
+    told_apart = reset_peak_memory()
     scored = score(model, setting.fold.val, setting, config)
+    prediction_mib = peak_memory_mib()
     device = next(model.parameters()).device
     volume = torch.zeros(1, len(setting.dataset.modalities), *tile_size(config), device=device)
     progress = trainer.progress
@@ -76,6 +81,7 @@ def write_results(run: Run, config: Config, setting: Setting, trainer: Trainer, 
         seconds_waiting_per_step=round(float(np.median(progress.wait_seconds)), 5),
         seconds_per_case=round(scored.seconds_per_case, 5),
         peak_memory_mib=round(training_mib, 1),
+        peak_memory_prediction_mib=round(prediction_mib, 1) if told_apart else None,
         parameters=count_parameters(model),
         multiply_adds=count_multiply_adds(model, volume),
         best_step=progress.best_step,

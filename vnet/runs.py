@@ -25,7 +25,7 @@ from vnet.config import Config, load_config
 from vnet.errors import InputError
 from vnet.files import is_part, naming, write_bytes, write_text
 
-KEPT_FILES = ("config.yaml", "run.json", "metrics.csv", "cases.csv", "refinement.csv")
+KEPT_FILES = ("config.yaml", "run.json", "metrics.csv", "cases.csv", "refinement.csv", "properties.csv")
 KEPT_BYTES = 20 * 2**20
 PACKAGES = ("torch", "monai", "lightning-fabric", "numpy", "numba", "nibabel")
 

@@ -6,19 +6,22 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from vnet.cases import Study, read_study
+from vnet.cases import Study, find_tables, read_study
 from vnet.comparison import (
+    MEAN,
     Difference,
     compare,
     refinement_comparisons,
     usual_comparisons,
+    with_spread_of,
 )
 from vnet.config import Config
 from vnet.errors import InputError
@@ -26,6 +29,7 @@ from vnet.files import write_text
 from vnet.refinement_report import ALL
 from vnet.report import summary, text
 from vnet.report.refinement import by_bin, read_refinement
+from vnet.report.slices import slices_table
 from vnet.report.tables import (
     Table,
     answers_table,
@@ -36,6 +40,9 @@ from vnet.report.tables import (
     structures_table,
 )
 
+if TYPE_CHECKING:
+    from vnet.report.drawings import Drawing
+
 __all__ = ["Report", "build_report", "print_comparison", "print_run_summary"]
 
 
@@ -43,20 +50,37 @@ __all__ = ["Report", "build_report", "print_comparison", "print_run_summary"]
 class Report:
     """Everything a report says, before it is laid out."""
 
-    study: Study
+    study: Study  # the runs that are evidence
     named: tuple[str, ...]  # the confirmatory comparisons
     differences: tuple[Difference, ...]
     refined: pd.DataFrame  # rows of every refinement.csv
     margin: float | None
+    missing: tuple[str, ...] = ()  # runs that are expected and not there
+    apart: tuple[Difference, ...] = ()  # on the folds on which choices were made; empty where there are none
+    spread_note: str = ""  # where the seed spread is from, if not from these runs
 
     def answer(self) -> list[str]:
         return text.answer(self.study, self.differences, self.named, self.margin)
 
     def notes(self) -> list[str]:
-        missing = self.study.missing()
-        shown = ", ".join(missing[:12]) + (f" and {len(missing) - 12} more" if len(missing) > 12 else "")
-        scope = text.scope(self.differences)
-        return [*([f"Runs not there yet: {shown}."] if missing else []), *([scope] if scope else [])]
+        shown = ", ".join(self.missing[:12])
+        shown += f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""
+        folds = {run.fold for run in self.study.runs}
+        chosen = self.study.choice_folds and folds <= self.study.choice_folds
+        notes = [
+            f"Runs not there yet: {shown}." if self.missing else "",
+            f"No evidence yet: choices of the method were made on fold {', '.join(sorted(folds))}." if chosen else "",
+            text.scope(self.differences),
+            self.spread_note,
+        ]
+        return [note for note in notes if note]
+
+    @cached_property
+    def drawings(self) -> list[Drawing]:
+        """The figures, in the order of the page."""
+        from vnet.report.drawings import drawings
+
+        return drawings(self)
 
     def tables(self) -> list[Table]:
         """The main tables, most telling first."""
@@ -68,6 +92,11 @@ class Report:
         if own:
             title = "Refinement on and off, one checkpoint: mean foreground Dice"
             tables.append(answers_table(self.differences, own, title))
+        if self.apart:
+            title = f"Fold {', '.join(sorted(self.study.choice_folds))}, on which choices were made, and no evidence"
+            plain = [c for c in tables[0].columns if c not in ("p", "p (Holm)", "verdict")]
+            shown = [d.comparison for d in self.apart if d.structure == MEAN and d.metric == "dice"]
+            tables.append(answers_table(self.apart, shown, title).only(*plain))
         return [
             *tables,
             scores_table(self.study),
@@ -76,11 +105,13 @@ class Report:
         ]
 
     def refinement_tables(self) -> list[Table]:
-        """Where refinement helped; none where no run has a head."""
+        """Where refinement helped: by kind of case, and by voxel where a run has a head."""
+        by_kind = [slices_table(self.study, self.named)] if self.named else []
         if self.refined.empty:
-            return []
+            return [table for table in by_kind if table.rows]
         surface, margin = (by_bin(self.refined, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))
         return [
+            *(table for table in by_kind if table.rows),
             refinement_table(surface, "Refined voxels by distance to the true surface", "mm"),
             refinement_table(margin, "Refined voxels by margin of the unrefined output", "logits"),
         ]
@@ -88,7 +119,7 @@ class Report:
     def print(self, console: Console | None = None) -> None:
         """What fits a terminal: fewer columns, two metrics by structure, and the answer last."""
         console = console or terminal()
-        kept = ("comparison", "verdict", "difference", "95 % interval", "p (Holm)", "better / worse", "cases")
+        kept = "comparison|verdict|difference|95 % interval|seed spread|p (Holm)|better / worse|cases".split("|")
         *answers, scores, price, _ = self.tables()
         by_structure = structures_table(self.differences, ["dice", "hd95_mm"])
         for table in [scores, price, by_structure, *(table.only(*kept) for table in answers)]:
@@ -102,6 +133,7 @@ class Report:
             f"# {text.QUESTION}",
             " ".join(self.answer()),
             *self.notes(),
+            *self._figures("differences", "costs", "cases", "where"),
             *map(markdown, [*self.tables(), *self.refinement_tables()]),
             "### Methods",
             *text.methods(self.study, self.named, self.margin),
@@ -112,10 +144,15 @@ class Report:
         ]
         return "\n\n".join(parts) + "\n"
 
+    def _figures(self, *sections: str) -> list[str]:
+        return [f"![{d.caption}](figures/{d.name}.svg)\n\n{d.caption}" for d in self.drawings if d.section in sections]
+
     def write(self, folder: Path) -> Path:
-        """report.html, report.md, scores.csv, differences.csv and costs.csv; returns the page."""
+        """report.html, report.md, figures/NAME.svg, scores.csv, differences.csv and costs.csv; returns the page."""
         from vnet.report.page import html_page
 
+        for drawing in self.drawings:
+            write_text(folder / "figures" / f"{drawing.name}.svg", drawing.file())
         write_text(folder / "report.md", self.markdown())
         write_text(folder / "scores.csv", scores_table(self.study).csv())
         write_text(folder / "differences.csv", differences_csv(self.differences))
@@ -140,11 +177,38 @@ def build_report(
     """
     if margin is not None and not 0 <= margin < math.inf:
         raise InputError(f"the margin must be a Dice of 0 or more, got {margin}")
-    study = read_study(paths)
+    whole = read_study(paths)
+    chosen = whole.choice_folds
+    study = whole.on_folds({run.fold for run in whole.runs} - chosen) or whole
+    apart = whole.on_folds(chosen) if study is not whole else None
     named = tuple(usual_comparisons(study) if comparisons is None else comparisons)
     margin = study.settings.get("margin") if margin is None else margin
     differences = compare(study, named, margin)
-    return Report(study, named, tuple(differences), read_refinement(study), margin)
+    beside, spread_note = spread_beside(whole)
+    return Report(
+        study,
+        named,
+        tuple(with_spread_of(differences, beside)),
+        read_refinement(study),
+        margin,
+        missing=tuple(whole.missing()),
+        apart=tuple(compare(apart, [name for name in named if apart.has(name)], margin)) if apart else (),
+        spread_note=spread_note,
+    )
+
+
+def spread_beside(study: Study) -> tuple[list[Difference], str]:
+    """Differences of the study of several seeds that the config names, which lies beside this one, and where they are
+    from; nothing where it is not there."""
+    name = study.settings.get("spread_from")
+    roots = dict.fromkeys([*(run.root for run in study.runs if run.root), Path("results")])
+    folder = next((root / name for root in roots if name and (root / name).is_dir()), None)
+    if folder is None or not find_tables([folder], missing_ok=True):
+        return [], ""
+    seeds = read_study([folder])
+    folds, numbers = ({str(getattr(run, key)) for run in seeds.runs} for key in ("fold", "seed"))
+    note = f"Seed spread: from {name} (fold {', '.join(sorted(folds))}, seeds {', '.join(sorted(numbers))})"
+    return compare(seeds, usual_comparisons(seeds)), note + "; ~ marks the root mean square of what was measured there."
 
 
 def print_comparison(config: Config) -> None:
@@ -205,5 +269,11 @@ def differences_csv(differences: Sequence[Difference]) -> str:
     for d in differences:
         row: dict[str, Any] = {"comparison": d.comparison, "structure": d.structure, "metric": d.metric}
         row |= {"confirmatory": d.confirmatory, "verdict": d.verdict}
-        rows.append(row | (vars(d.summary) if d.summary else {}) | {"p_holm": d.p_holm, "one_sided": d.one_sided})
+        row |= (vars(d.summary) if d.summary else {}) | {
+            "seed_spread": d.seed_spread,
+            "spread_measured": d.spread_measured,
+            "p_holm": d.p_holm,
+            "one_sided": d.one_sided,
+        }
+        rows.append(row)
     return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")

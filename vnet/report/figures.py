@@ -47,6 +47,10 @@ def forest(differences: Sequence[Difference], named: Sequence[str], margin: floa
         assert summary is not None
         main = key[1] == MEAN
         colour = BLUE if main else GREY
+        seeds = found[key].seed_spread
+        if seeds is not None:
+            ends = [summary.mean - seeds, summary.mean + seeds]
+            axes.plot(ends, [y + 0.28] * 2, color=GREY, linewidth=1, marker="|", markersize=4)
         if math.isfinite(summary.low):
             axes.plot([summary.low, summary.high], [y, y], color=colour, linewidth=2.4 if main else 1.4)
         axes.plot([summary.mean], [y], marker="s" if main else "o", color=colour, markersize=6 if main else 4)

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vnet.cases import Study
-from vnet.comparison import MEAN, arm_means, refinement_comparisons
-from vnet.refinement_report import ALL
-from vnet.report import figures, text
-from vnet.report.refinement import by_bin
-from vnet.report.tables import Table, comparison_name, costs
+from vnet.report import text
+from vnet.report.tables import Table
 
 if TYPE_CHECKING:
     from vnet.report import Report
@@ -74,13 +71,13 @@ def html_page(report: Report) -> str:
         *(f'<p class="note">{escape(note)}</p>' for note in report.notes()),
         "<h2>The differences</h2>",
         *map(_table, tables.values()),
-        *_forest(report),
+        *_drawings(report, "differences"),
         "<h2>The scores, and what they cost</h2>",
         _table(scores),
         _table(cost),
-        *_accuracy_cost(study),
+        *_drawings(report, "costs", paired=True),
         "<h2>Case by case</h2>",
-        *_dumbbells(report),
+        *_drawings(report, "cases"),
         *_where(report),
         "<h2>By structure and metric</h2>",
         _table(by_structure),
@@ -124,66 +121,14 @@ def _figure(drawn: str, caption: str) -> str:
     return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _forest(report: Report) -> list[str]:
-    shown = [*report.named, *(n for n in refinement_comparisons(report.study) if n not in report.named)]
-    if not any(d.summary for d in report.differences):
-        return []
-    drawn = figures.svg(figures.forest(report.differences, shown, report.margin), "forest")
-    caption = "Right of 0 the first arm is better. Squares: mean over the structures of a case; dots: each structure."
-    return [_figure(drawn, caption)]
-
-
-def _accuracy_cost(study: Study) -> list[str]:
-    means = arm_means(study)
-    means = means[(means["structure"] == MEAN) & means["side"].isin(study.arms)]
-    dice = {str(side): float(value) for side, value in zip(means["side"], means["dice"], strict=True)}
-    by_arm = costs(study)
-    parts = []
-    for key, title in (("seconds_per_step", "seconds per training step"), ("multiply_adds", "multiply-adds (G)")):
-        if any(values[key] == values[key] for values in by_arm.values()):  # not NaN
-            drawn = figures.svg(figures.accuracy_cost(dice, by_arm, key, title), key)
-            parts.append(_figure(drawn, f"Up and left is better. Arrows add the head to the same network: {title}."))
-    return ['<div class="pair">', *parts, "</div>"] if parts else []
-
-
-def _dumbbells(report: Report) -> list[str]:
-    shown = [*report.named, *(n for n in refinement_comparisons(report.study) if n not in report.named)]
-    found = {d.comparison for d in report.differences if d.summary and d.structure == MEAN and d.metric == "dice"}
-    return [
-        _figure(figures.svg(figures.dumbbells(report.study, name), name), comparison_name(name))
-        for name in shown
-        if name in found
-    ]
+def _drawings(report: Report, section: str, *, paired: bool = False) -> list[str]:
+    parts = [_figure(d.svg, d.caption) for d in report.drawings if d.section == section]
+    return ['<div class="pair">', *parts, "</div>"] if paired and parts else parts
 
 
 def _where(report: Report) -> list[str]:
-    rows = report.refined
-    if rows.empty or not report.study.heads:
-        return []
-    surface, margin = (by_bin(rows, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))
-    drawn = [
-        (
-            figures.fixed_and_broken(surface, "distance to the true surface (mm)"),
-            "Voxels fixed (up) and broken (down).",
-        ),
-        (
-            figures.calibration(margin),
-            "A margin that means something falls from left to right before refinement, near the dotted line.",
-        ),
-    ]
-    for structure in report.study.structures:
-        counts = by_bin(rows, structure, "distance_upto_mm")
-        if counts:
-            title = f"{structure}: distance to its true surface (mm)"
-            drawn.append((figures.fixed_and_broken(counts, title), structure))
-    own = refinement_comparisons(report.study)[0]
-    for column, title in (("truth_ml", "true volume (ml)"), ("thinness", "share of true voxels on the surface")):
-        if column in report.study.cases:
-            caption = f"{comparison_name(own)}, by {title}; a point a case."
-            drawn.append((figures.gain_by(report.study, own, column, title), caption))
-    parts = [_figure(figures.svg(figure, f"where{i}"), caption) for i, (figure, caption) in enumerate(drawn)]
-    tables = map(_table, report.refinement_tables())
-    return ["<h2>Where refinement helps</h2>", '<div class="pair">', *parts, "</div>", *tables]
+    drawn, tables = _drawings(report, "where", paired=True), report.refinement_tables()
+    return ["<h2>Where refinement helps</h2>", *drawn, *map(_table, tables)] if drawn or tables else []
 
 
 def _pictures(study: Study) -> list[str]:

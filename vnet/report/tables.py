@@ -20,10 +20,13 @@ TITLES = {
     "assd_mm": "ASSD (mm)",
     "band_dice": "Dice within 2 mm",
 }
+ALONE = "seconds_per_step_alone"  # from the benchmark of steps, not from the runs
 COSTS = {
+    ALONE: "s per step, alone",
     "seconds_per_step": "s per step",
     "seconds_per_case": "s per case",
     "peak_memory_mib": "peak MiB",
+    "peak_memory_prediction_mib": "peak MiB, prediction",
     "parameters": "parameters",
     "multiply_adds": "multiply-adds",
 }
@@ -82,10 +85,18 @@ def comparison_name(comparison: str) -> str:
     return f"{side_name(first)} - {side_name(second)}"
 
 
-def answers_table(differences: Sequence[Difference], named: Sequence[str], title: str) -> Table:
+def spread(difference: Difference) -> str:
+    """The seed spread in the digits of the metric, `~` before one that other comparisons lend; `-` for none."""
+    value = difference.seed_spread
+    if value is None or math.isnan(value):
+        return "-"
+    return ("" if difference.spread_measured else "~") + score(difference.metric, value)
+
+
+def answers_table(differences: Sequence[Difference], named: Sequence[str], title: str, note: str = "") -> Table:
     """Mean foreground Dice of each comparison in `named`: the difference and all that is known of it."""
     found = {d.comparison: d for d in differences if d.structure == MEAN and d.metric == "dice"}
-    known = ("comparison", "verdict", "difference", "95 % interval", "p", "p (Holm)", "effect")
+    known = ("comparison", "verdict", "difference", "95 % interval", "seed spread", "p", "p (Holm)", "effect")
     rows = []
     for name in named:
         d, s = found[name], found[name].summary
@@ -98,26 +109,27 @@ def answers_table(differences: Sequence[Difference], named: Sequence[str], title
                 d.verdict,
                 change("dice", s.mean),
                 interval("dice", s.low, s.high),
+                spread(d),
                 p_value(s.p),
                 p_value(d.p_holm) if d.p_holm is not None else "-",
                 f"{s.effect:+.2f}",
                 f"{s.better:.0%} / {s.worse:.0%}",
-                "-" if s.seed_spread is None else f"{s.seed_spread:.4f}",
                 str(s.cases),
                 str(s.runs),
             )
         )
-    columns = (*known, "better / worse", "seed spread", "cases", "runs")
-    return Table(title, columns, tuple(rows))
+    columns = (*known, "better / worse", "cases", "runs")
+    return Table(title, columns, tuple(rows), note)
 
 
 def structures_table(differences: Sequence[Difference], metrics: Sequence[str]) -> Table:
-    """Every comparison by structure: mean difference and interval of each metric."""
+    """Every comparison by structure: mean difference, interval and seed spread of each metric."""
     rows: dict[tuple[str, str], list[str]] = {}
     for d in (d for d in differences if d.metric in metrics):
         cells = rows.setdefault((comparison_name(d.comparison), d.structure), [])
         s = d.summary
-        cells.append(f"{change(d.metric, s.mean)} ({interval(d.metric, s.low, s.high)})" if s else "-")
+        seeds = "" if d.seed_spread is None else f"; {spread(d)}"
+        cells.append(f"{change(d.metric, s.mean)} ({interval(d.metric, s.low, s.high)}{seeds})" if s else "-")
     dropped = sum(d.one_sided for d in differences if d.metric == "dice" and d.structure != MEAN)
     note = "Exploratory but for the mean foreground Dice of the named comparisons."
     if dropped:
@@ -126,7 +138,7 @@ def structures_table(differences: Sequence[Difference], metrics: Sequence[str]) 
             " (its score of 0 is in the means by arm)."
         )
     return Table(
-        "Differences by structure: mean (95 % interval)",
+        "Differences by structure: mean (95 % interval; seed spread)",
         ("comparison", "structure", *(TITLES[metric] for metric in metrics)),
         tuple((*key, *cells) for key, cells in rows.items()),
         note,
@@ -158,20 +170,47 @@ def scores_table(study: Study) -> Table:
 def costs(study: Study) -> dict[str, dict[str, float]]:
     """Arm to the means over its runs of what run.json says of `COSTS`; NaN where it says nothing."""
     found: dict[str, dict[str, float]] = {}
+    alone = steps_alone(study)
     for arm in study.arms:
         infos = [run.info for run in study.runs if run.arm == arm]
         values = {key: [info[key] for info in infos if isinstance(info.get(key), (int, float))] for key in COSTS}
         found[arm] = {key: float(np.mean(v)) if v else math.nan for key, v in values.items()}
+        found[arm][ALONE] = alone.get(arm, math.nan)
     return found
+
+
+def steps_alone(study: Study) -> dict[str, float]:
+    """Arm to the seconds of a step where nothing else runs: benchmarks/step.csv beside the study's folder, of the same
+    config, patch and batch; nothing where there is no such row."""
+    seconds: dict[str, float] = {}
+    for run in study.runs:
+        training = run.config.get("training") or {}
+        table = run.root / "benchmarks" / "step.csv" if run.root else None
+        if run.arm in seconds or table is None or not table.is_file() or "patch" not in training:
+            continue
+        wanted = {"arm": run.arm, "config": run.config.get("name"), "batch": str(training.get("batch"))}
+        wanted["size"] = "x".join(map(str, training["patch"]))
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if all(row.get(key) == wanted[key] for key in wanted)]
+        if rows:
+            seconds[run.arm] = float(rows[-1]["seconds"])
+    return seconds
 
 
 def costs_table(study: Study) -> Table:
     """Costs by arm, each with its ratio to the first arm (dense where there is one)."""
     by_arm = costs(study)
     base = by_arm[study.arms[0]]
-    rows = [(arm, *(_cost(key, value, base[key]) for key, value in values.items())) for arm, values in by_arm.items()]
+    alone = any(math.isfinite(values[ALONE]) for values in by_arm.values())
+    shown = [key for key in COSTS if alone or key != ALONE]
+    rows = [(arm, *(_cost(key, values[key], base[key]) for key in shown)) for arm, values in by_arm.items()]
     note = f"In brackets: the ratio to {study.arms[0]}. Means over the runs of an arm."
-    return Table("Costs", ("arm", *COSTS.values()), tuple(rows), note, first_number=1)
+    if alone:
+        note += (
+            " Alone: the arms taking turns in one process, nothing else running (python scripts/benchmark.py step);"
+            " the runs' own seconds may hold other load."
+        )
+    return Table("Costs", ("arm", *(COSTS[key] for key in shown)), tuple(rows), note, first_number=1)
 
 
 def refinement_table(counts: Mapping[str, Mapping[str, Mapping[str, int]]], title: str, bins: str) -> Table:
@@ -209,6 +248,7 @@ def _cost(key: str, value: float, base: float) -> str:
         "parameters": lambda v: f"{v / 1e6:.2f} M",
         "multiply_adds": lambda v: f"{v / 1e9:.2f} G",
         "peak_memory_mib": lambda v: f"{v:.0f}",
+        "peak_memory_prediction_mib": lambda v: f"{v:.0f}",
     }.get(key, lambda v: f"{v:.3f}")
     ratio = "" if math.isnan(base) or not base else f" ({value / base:.2f})"
     return shown(value) + ratio

@@ -9,9 +9,10 @@ from typing import Any
 
 from vnet.cases import Study
 from vnet.comparison import MEAN, Difference
-from vnet.report.tables import change, comparison_name, costs, interval, p_value, side_name
+from vnet.report.tables import ALONE, change, comparison_name, costs, interval, p_value, side_name, spread
 from vnet.statistics import RUNS_TO_RESAMPLE
 
+OWN = "seconds_per_step"
 QUESTION = "Does point refinement (PointRend) help V-Net, where, and at what price?"
 
 
@@ -41,6 +42,8 @@ def sentence(difference: Difference, margin: float | None, by_arm: Mapping[str, 
     facts = [f"{change('dice', summary.mean)} mean foreground Dice"]
     if math.isfinite(summary.low):
         facts.append(f"95 % interval {interval('dice', summary.low, summary.high)}")
+    if difference.seed_spread is not None:
+        facts.append(f"seed spread {spread(difference)}")
     facts.append(f"{summary.cases} cases")
     if difference.p_holm is not None:
         facts.append(f"p {_with_sign(p_value(difference.p_holm))} after Holm's correction")
@@ -64,6 +67,8 @@ def scope(differences: Sequence[Difference]) -> str:
 
 def methods(study: Study, named: Sequence[str], margin: float | None) -> list[str]:
     """How the numbers were made, a paragraph each."""
+    chosen = study.choice_folds
+    apart = f" Choices of the method were made on fold {', '.join(sorted(chosen))} alone." if chosen else ""
     folds = ", ".join(sorted({run.fold for run in study.runs}))
     seeds = ", ".join(map(str, sorted({run.seed for run in study.runs})))
     data = ", ".join(sorted({str(run.info["data_set"]) for run in study.runs if run.info.get("data_set")}))
@@ -73,7 +78,7 @@ def methods(study: Study, named: Sequence[str], margin: float | None) -> list[st
     equivalence = f" Two arms are called equivalent where the interval lies within ±{margin:g} Dice." if margin else ""
     return [
         f"Data: {data + ', ' if data else ''}{cases} cases, folds {folds}, seeds {seeds}. Every case is scored on the"
-        " grid of its own label, by the last checkpoint of a run that did not see it in training.",
+        f" grid of its own label, by the last checkpoint of a run that did not see it in training.{apart}",
         f"Metrics: Dice; surface Dice{tolerance}; HD95, the larger of both directed 95th percentiles; ASSD, the average"
         " symmetric surface distance; Dice of the voxels within 2 mm of the true surface. A structure that is missed,"
         " or predicted where there is none, scores 0 and the diagonal of the image; one absent in both is left out.",
@@ -81,7 +86,9 @@ def methods(study: Study, named: Sequence[str], margin: float | None) -> list[st
         f" are expanded bootstrap percentiles over cases, and over runs (fold, seed) from {RUNS_TO_RESAMPLE} runs on."
         " Confirmatory: Wilcoxon's signed-rank test on the mean foreground Dice of the comparisons named beforehand"
         f" ({'; '.join(map(comparison_name, named)) or 'none'}), corrected together by Holm's rule. All else is"
-        f" exploratory. Effect: rank-biserial correlation, above 0 where the first arm is better.{equivalence}",
+        " exploratory. Seed spread: the standard deviation between seeds of a fold's mean difference; `~` marks one"
+        " lent by other comparisons. Effect: rank-biserial correlation, above 0 where the first arm is"
+        f" better.{equivalence}",
     ]
 
 
@@ -115,7 +122,8 @@ def commands(study: Study) -> list[str]:
 
 
 def _price(first: str, second: str, by_arm: Mapping[str, Mapping[str, float]]) -> str:
-    step = [by_arm.get(arm, {}).get("seconds_per_step", math.nan) for arm in (first, second)]
+    key = ALONE if all(math.isfinite(by_arm.get(arm, {}).get(ALONE, math.nan)) for arm in (first, second)) else OWN
+    step = [by_arm.get(arm, {}).get(key, math.nan) for arm in (first, second)]
     if first == second or not all(map(math.isfinite, step)) or not step[1]:
         return ""
     return f", at {step[0] / step[1]:.2f} times the seconds per training step"

@@ -1,0 +1,121 @@
+"""The figures of a report: which, in which section, under which name and caption."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from vnet.comparison import MEAN, arm_means, refinement_comparisons
+from vnet.refinement_report import ALL
+from vnet.report import figures
+from vnet.report.refinement import by_bin
+from vnet.report.slices import OF_STRUCTURES
+from vnet.report.tables import ALONE, comparison_name, costs
+
+if TYPE_CHECKING:
+    from vnet.report import Report
+
+
+TITLES = {
+    ALONE: "seconds per training step, alone",
+    "seconds_per_step": "seconds per training step",
+    "multiply_adds": "multiply-adds (G)",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure; `svg` takes its ink from the page."""
+
+    section: str  # differences, costs, cases or where
+    name: str  # of a file
+    svg: str
+    caption: str
+
+    def file(self) -> str:
+        """The figure as a file of its own, in a grey that reads on white and on near black."""
+        return self.svg.replace("currentColor", figures.GREY)
+
+
+def drawings(report: Report) -> list[Drawing]:
+    """Every figure, in the order of the page."""
+    parts = (
+        ("differences", _forest(report)),
+        ("costs", _accuracy_cost(report)),
+        ("cases", _dumbbells(report)),
+        ("where", _where(report)),
+    )
+    return [
+        Drawing(section, _plain(name), figures.svg(figure, name), caption)
+        for section, found in parts
+        for name, figure, caption in found
+    ]
+
+
+Found = Iterator[tuple[str, Figure, str]]  # name, figure, caption
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_")
+
+
+def _shown(report: Report) -> list[str]:
+    return [*report.named, *(n for n in refinement_comparisons(report.study) if n not in report.named)]
+
+
+def _forest(report: Report) -> Found:
+    if any(d.summary for d in report.differences):
+        figure = figures.forest(report.differences, _shown(report), report.margin)
+        yield (
+            "forest",
+            figure,
+            "Right of 0 the first arm is better. Squares: mean over the structures of a case; dots: each structure."
+            " Thin grey lines: the seed spread, where it is known.",
+        )
+
+
+def _accuracy_cost(report: Report) -> Found:
+    means = arm_means(report.study)
+    means = means[(means["structure"] == MEAN) & means["side"].isin(report.study.arms)]
+    dice = {str(side): float(value) for side, value in zip(means["side"], means["dice"], strict=True)}
+    by_arm = costs(report.study)
+    alone = all(math.isfinite(values[ALONE]) for values in by_arm.values())
+    for key in (ALONE if alone else "seconds_per_step", "multiply_adds"):
+        if any(math.isfinite(values[key]) for values in by_arm.values()):
+            title = TITLES[key]
+            figure = figures.accuracy_cost(dice, by_arm, key, title)
+            yield key, figure, f"Up and left is better. Arrows add the head to the same network: {title}."
+
+
+def _dumbbells(report: Report) -> Found:
+    found = {d.comparison for d in report.differences if d.summary and d.structure == MEAN and d.metric == "dice"}
+    for name in _shown(report):
+        if name in found:
+            yield f"cases {name}", figures.dumbbells(report.study, name), comparison_name(name)
+
+
+def _where(report: Report) -> Found:
+    rows, study = report.refined, report.study
+    if rows.empty or not study.heads:
+        return
+    surface, margin = (by_bin(rows, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))
+    figure = figures.fixed_and_broken(surface, "distance to the true surface (mm)")
+    yield "surface", figure, "Voxels fixed (up) and broken (down)."
+    caption = "A margin that means something falls from left to right before refinement, near the dotted line."
+    yield "calibration", figures.calibration(margin), caption
+    for structure in study.structures:
+        counts = by_bin(rows, structure, "distance_upto_mm")
+        if counts:
+            title = f"{structure}: distance to its true surface (mm)"
+            yield f"surface {structure}", figures.fixed_and_broken(counts, title), structure
+    own = refinement_comparisons(study)[0]
+    for column, title in OF_STRUCTURES.items():
+        if column in study.cases:
+            unit = f"{title} (ml)" if column.endswith("_ml") else title
+            caption = f"{comparison_name(own)}, by {title}; a point a case."
+            yield f"gain {column}", figures.gain_by(study, own, column, unit), caption
