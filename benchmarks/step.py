@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
                 "head_share": round(1 - 1 / paired(values, seconds[plain]), 3) if plain != arm else None,
                 "multiply_adds_g": round(arms[arm][1], 3),
                 "multiply_adds_of_dense": round(arms[arm][1] / arms["dense"][1], 3),
+                "config": Path(config_file).stem,
             }
         )
     return rows
@@ -78,7 +80,7 @@ def paired(seconds: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
 
 
-def run(quick: bool = False, config_file: str = "configs/hippocampus.yaml") -> list[Row]:
+def run(quick: bool = False, config_file: str = "configs/study_hippocampus.yaml") -> list[Row]:
     """Rows of the table; `quick` takes few turns of the smallest size."""
     set_threads(0)
     patch = load_config(["--config", config_file]).training.patch
