@@ -49,6 +49,28 @@ class IdleBoard:
         return lambda *_, **__: None
 
 
+@contextmanager
+def clocked(spent: list[float]) -> Iterator[None]:
+    """Add the seconds of everything that is drawn, counted or written for the board to `spent`."""
+
+    def timed(work: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - start)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in DRAWN:
+            stack.enter_context(patch.object(training, name, timed(getattr(training, name))))
+        # of the loop itself; what the functions above call is in their time
+        stack.enter_context(patch.object(training.Trainer, "log", timed(training.Trainer.log)))
+        yield
+
+
 def train_seconds(config: Config) -> float:
     """Seconds of the training loop with its validations, without reading data and the last evaluation."""
     seconds: list[float] = []
@@ -65,24 +87,34 @@ def train_seconds(config: Config) -> float:
 
 
 def measure_cost(folder: Path, steps: int, rounds: int) -> Row:
-    """Median seconds with and without logging and their ratio within a turn, after one that is not counted."""
-    with_s, without_s = [], []
+    """Median seconds with and without logging and their ratio within a turn, after one that is not counted.
+
+    `logging_share` is the time inside the calls that log against the rest of the same run: the machine's moods between
+    two runs do not touch it.
+    """
+    with_s: list[float] = []
+    without_s: list[float] = []
+    shares: list[float] = []
     for turn in range(rounds + 1):
         words = ["--data.root", str(folder / "phantoms"), "--training.steps", str(steps)]
         words += ["--training.validate_every", str(steps // 2), "--data.cache", str(folder / "cache")]
         configs = [load_config([*WORDS, *words, "--run_root", str(folder / f"{kind}{turn}")]) for kind in "ab"]
-        logged = train_seconds(configs[0])
+        spent: list[float] = []
+        with clocked(spent):
+            logged = train_seconds(configs[0])
         with without_logging():
             plain = train_seconds(configs[1])
         if turn:
             with_s.append(logged)
             without_s.append(plain)
+            shares.append(sum(spent) / (logged - sum(spent)))
     ratio = statistics.median(a / b for a, b in zip(with_s, without_s, strict=True))
     return {
         "measured": f"{steps} steps, 2 validations",
         "with_s": round(statistics.median(with_s), 2),
         "without_s": round(statistics.median(without_s), 2),
         "ratio": round(ratio, 3),
+        "logging_share": round(statistics.median(shares), 4),
     }
 
 

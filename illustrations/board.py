@@ -73,9 +73,14 @@ def serve(runs: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    words = ["--logdir", str(runs), "--host", "localhost", "--port", str(port)]
+    # the pages show the folder as it is named here: RUN_ROOT/NAME, not where that lies on this machine
+    whole = runs.resolve()
+    words = ["--logdir", f"{whole.parent.name}/{whole.name}", "--host", "localhost", "--port", str(port)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "tensorboard.main", *words],
+        cwd=whole.parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     address = f"http://localhost:{port}"
     try:
