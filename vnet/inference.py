@@ -5,8 +5,7 @@ No float tensor of classes x native voxels exists on the way.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
 from pointrend.render import render_labels
-from pointrend.sampling import sample_at, uncertainty
+from pointrend.sampling import best_class, sample_at, uncertainty
 from pointrend.uncertain import uncertain_voxels
 from vnet.checkpoints import load_model
 from vnet.config import Axes, Config, cumulative_strides
@@ -25,7 +24,7 @@ from vnet.data.preprocessing import Preprocessing
 from vnet.data.volumes import Volume, volume_from_array
 from vnet.model import Segmenter
 from vnet.runs import open_run
-from vnet.tiles import Blend, TileGrid, lay_tiles
+from vnet.tiles import Blend, Box, TileGrid, lay_tiles
 
 # Features of tiles are kept for the refinement up to this; those of further tiles are computed again.
 KEPT_FEATURE_BYTES = 2**30
@@ -68,12 +67,16 @@ class Prediction:
 
 
 class TileFeatures:
-    """The network over tiles; features are kept while they fit, else computed again when asked for."""
+    """The network over tiles; features are kept while they fit, else computed again when asked for.
+
+    Kept is the part of a tile that points are read from, and only where more than one class is seen: in a body scan
+    most tiles hold no surface.
+    """
 
     def __init__(self, model: Segmenter, image: Tensor, grid: TileGrid, *, budget: int = KEPT_FEATURE_BYTES) -> None:
         self.model, self.image, self.grid, self.budget = model, image, grid, budget
         self.corners = grid.corners()
-        self.kept: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self.kept: dict[int, tuple[Box, dict[str, Tensor]]] = {}
 
     def tile(self, number: int) -> Tensor:
         """(1, C, *tile) of the canvas, on the model's device."""
@@ -84,14 +87,52 @@ class TileFeatures:
     def logits(self, number: int) -> Tensor:
         """(K, d, h, w) coarse logits of a tile."""
         logits, features = self.model.predict(self.tile(number))
-        size = sum(feature.numel() * feature.element_size() for feature in features.values())
-        if features and size <= self.budget:
-            self.budget -= size
-            self.kept[number] = features
+        if features and self.budget > 0 and shows_surface(logits):
+            self.keep(number, features)
         return logits[0]
 
-    def features(self, number: int) -> dict[str, Tensor]:
-        return self.kept.pop(number) if number in self.kept else self.model.predict(self.tile(number)).features
+    def keep(self, number: int, features: Mapping[str, Tensor]) -> None:
+        strides = [self.strides(feature) for feature in features.values()]
+        z, y, x = (max(steps) for steps in zip((1, 1, 1), *strides, strict=True))
+        box = self.grid.owned(number, (z, y, x))
+        parts = {name: cut(feature, box, self.strides(feature)) for name, feature in features.items()}
+        size = sum(part.numel() * part.element_size() for part in parts.values())
+        if size <= self.budget:
+            self.budget -= size
+            # contiguous copies let go of the rest; the only tile of a volume is not copied
+            self.kept[number] = box, {name: part.contiguous() for name, part in parts.items()}
+
+    def strides(self, feature: Tensor) -> Axes:
+        d, h, w = (n // m for n, m in zip(self.grid.tile, feature.shape[2:], strict=True))
+        return d, h, w
+
+    def read(self, number: int, points: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """What the head reads of a tile, for points (N, 3) of the canvas's unit cube that are nearest to it.
+
+        Returns:
+            The points (1, N, 3) in the unit cube of a box of the tile, features (1, C, ...) and image (1, C, ...)
+            of that box; a tile is read once.
+        """
+        image = self.tile(number)
+        box: Box = (slice(0, image.shape[2]), slice(0, image.shape[3]), slice(0, image.shape[4]))
+        if number in self.kept:
+            box, features = self.kept.pop(number)
+        else:
+            features = self.model.predict(image).features
+        local = self.grid.to_box(points, self.corners[number], box)
+        return local[None].to(image.device), features, cut(image, box, (1, 1, 1))
+
+
+def shows_surface(logits: Tensor) -> bool:
+    """Whether more than one class wins somewhere in (1, K, ...) logits."""
+    labels = best_class(logits)
+    return bool((labels != labels.flatten()[0]).any())
+
+
+def cut(volume: Tensor, box: Box, strides: Axes) -> Tensor:
+    """The part of (1, C, ...) that a box, in voxels of stride 1, names."""
+    z, y, x = (slice(part.start // s, part.stop // s) for part, s in zip(box, strides, strict=True))
+    return volume[:, :, z, y, x]
 
 
 @torch.inference_mode()
@@ -151,15 +192,13 @@ def refine_tiles(tiles: TileFeatures, coarse: Tensor, labels: np.ndarray, index:
     head, flat = tiles.model.head, labels.reshape(-1)
     assert head is not None
     points = voxel_centres(index, labels.shape) * torch.tensor(extent)  # unit cube of the canvas
-    owner = tiles.grid.nearest(points)
-    for number in owner.unique().tolist():
-        mine = (owner == number).nonzero()[:, 0]
-        features, image = tiles.features(number), tiles.tile(number)
-        for some in mine.split(POINTS_AT_ONCE):
-            here = points[some]
-            at_points = sample_at(coarse[None], here[None].to(coarse.device)).to(image.device)
-            local = tiles.grid.to_tile(here, tiles.corners[number])[None].to(image.device)
-            logits = head.predict_points(local, at_points, features, image)
+    owner, order = tiles.grid.nearest(points).sort(stable=True)
+    numbers, counts = owner.unique_consecutive(return_counts=True)
+    for number, mine in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
+        local, features, image = tiles.read(number, points[mine])
+        for some, at in zip(mine.split(POINTS_AT_ONCE), local.split(POINTS_AT_ONCE, dim=1), strict=True):
+            at_points = sample_at(coarse[None], points[some][None].to(coarse.device)).to(image.device)
+            logits = head.predict_points(at, at_points, features, image)
             flat[index[some].numpy()] = logits[0].argmax(0).cpu().numpy()
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vnet.config import Axes
 
+Box = tuple[slice, slice, slice]  # voxels (z, y, x)
+
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -41,10 +43,27 @@ class TileGrid:
             index = index * len(starts) + place
         return index
 
-    def to_tile(self, points: Tensor, corner: Axes) -> Tensor:
-        """Points of the canvas's unit cube in that of the tile at `corner`."""
-        canvas, tile = torch.tensor(self.canvas), torch.tensor(self.tile)
-        return (points * canvas - torch.tensor(corner)) / tile
+    def owned(self, number: int, align: Axes) -> Box:
+        """The part of a tile, in its own voxels, that points nearest to it are interpolated from.
+
+        It ends on multiples of `align`, the largest stride of what is read there (a divisor of the tile), and
+        reaches one such voxel further than the points, which interpolation between voxel centres may read.
+        """
+        parts = []
+        for axis, start in enumerate(self.corners()[number]):
+            starts, length, step = self.starts[axis], self.tile[axis], align[axis]
+            place = starts.index(start)
+            borders = [0.0, *((a + b) / 2 - start + length / 2 for a, b in pairwise(starts)), float(length)]
+            first = int(borders[place] // step - 1) * step if place else 0
+            last = int(-(-borders[place + 1] // step) + 1) * step if place + 1 < len(starts) else length
+            parts.append(slice(max(first, 0), min(last, length)))
+        return parts[0], parts[1], parts[2]
+
+    def to_box(self, points: Tensor, corner: Axes, box: Box) -> Tensor:
+        """Points of the canvas's unit cube in that of a box of the tile at `corner`."""
+        canvas = torch.tensor(self.canvas)
+        first = torch.tensor([start + part.start for start, part in zip(corner, box, strict=True)])
+        return (points * canvas - first) / torch.tensor([part.stop - part.start for part in box])
 
 
 def lay_tiles(size: Sequence[int], tile: Axes, *, overlap: float, align: Axes) -> TileGrid:

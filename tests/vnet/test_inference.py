@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pointrend.refine import PointRend
 from vnet.checkpoints import read_checkpoint, save_checkpoint
 from vnet.config import PointsConfig, load_config
+from vnet.data.phantoms import file_affine
 from vnet.data.preprocessing import Channel, Preprocessing
 from vnet.data.volumes import read_image, volume_from_array, write_labels
 from vnet.errors import InputError
@@ -141,14 +142,14 @@ def real_model() -> tuple[Segmenter, Preprocessing]:
 ORIENTATIONS = ["LPS", "RAS", "SAR", "PIR", "ASL"]
 
 
+@pytest.mark.parametrize("oblique_degrees", [0.0, 25.0])
 @pytest.mark.parametrize("axes", ORIENTATIONS)
-def test_a_turned_copy_gives_the_same_anatomy(axes: str) -> None:
+def test_a_turned_copy_gives_the_same_anatomy(axes: str, oblique_degrees: float) -> None:
     from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
     voxels = np.random.default_rng(5).normal(size=(30, 34, 38)).astype(np.float32)
     voxels = np.asarray(F.avg_pool3d(torch.from_numpy(voxels)[None], 5, 1, 2)[0])
-    affine = np.diag([1.3, 0.9, 1.1, 1.0])
-    affine[:3, 3] = [-20, 7, 3]
+    affine = file_affine((38, 34, 30), (1.1, 0.9, 1.3), "RAS", oblique_degrees)
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(axes)))
     turned = apply_orientation(voxels, turn)
     turned_affine = affine @ inv_ornt_aff(turn, voxels.shape)
@@ -162,6 +163,38 @@ def test_a_turned_copy_gives_the_same_anatomy(axes: str) -> None:
     plain = labels(voxels, affine)
     assert len(np.unique(plain)) > 1
     np.testing.assert_array_equal(apply_orientation(plain, turn), labels(turned, turned_affine))
+
+
+@pytest.mark.parametrize(
+    ("axes", "oblique_degrees", "spacing_mm"),
+    [
+        ("RAS", 0.0, (1.0, 1.0, 1.0)),
+        ("LPS", 30.0, (1.2, 1.0, 0.8)),
+        ("SRA", 20.0, (1.0, 1.1, 0.9)),
+        ("PIR", 8.0, (5, 0.7, 0.7)),
+    ],
+)
+def test_a_body_lies_where_it_is_however_it_was_scanned(
+    axes: str, oblique_degrees: float, spacing_mm: tuple[float, float, float]
+) -> None:
+    """An ellipsoid off the middle, known in mm of the patient; the network marks where the image is above 0."""
+    size = [round(60 / s) for s in spacing_mm]
+    affine = file_affine(size, spacing_mm, axes, oblique_degrees)
+    shape = [size["SAR".index(code)] for code in axes.translate(str.maketrans("IPL", "SAR"))]
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    mm = index @ affine[:3, :3].T + affine[:3, 3]
+    inside = (((mm - [5, -4, 3]) / [14, 10, 12]) ** 2).sum(-1)
+    image = (1 - inside).astype(np.float32)
+    volume = volume_from_array(image, affine)
+    config = load_config(["--arm", "pointrend_s2", "--training.patch", "[32,32,32]", "--points.test_share", "0.1"])
+    got = predict_volume(known_model(2, head=True), volume, Preprocessing((1.0, 1.0, 1.0), (Channel("none"),)), config)
+    labels = volume.restore(got.labels)
+    assert labels.shape == tuple(shape)
+    marked = mm[labels == 1]
+    np.testing.assert_allclose(marked.mean(0), [5, -4, 3], atol=0.3)
+    # half axes of a solid ellipsoid are its deviations times sqrt(5)
+    np.testing.assert_allclose(marked.std(0) * np.sqrt(5), [14, 10, 12], rtol=0.05)
+    assert len(marked) * np.prod(spacing_mm) == pytest.approx(4 / 3 * np.pi * 14 * 10 * 12, rel=0.05)
 
 
 # --- a trained run ---------------------------------------------------------------------------------------------------

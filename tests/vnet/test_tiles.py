@@ -4,11 +4,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vnet.tiles import Blend, gaussian_window, lay_tiles
+from pointrend.sampling import sample_at
+from vnet.config import Axes
+from vnet.tiles import Blend, Box, gaussian_window, lay_tiles
 
 SIZES = st.tuples(*[st.integers(1, 70)] * 3)
 TILES = st.tuples(*[st.integers(1, 6).map(lambda n: 4 * n)] * 3)
 STRIDES = st.sampled_from([(1, 1, 1), (2, 2, 2), (4, 4, 4), (1, 2, 4)])
+
+
+def whole(tile: Axes) -> Box:
+    z, y, x = (slice(0, n) for n in tile)
+    return z, y, x
 
 
 @given(size=SIZES, tile=TILES, stride=STRIDES, overlap=st.sampled_from([0.0, 0.25, 0.5]))
@@ -38,9 +45,39 @@ def test_a_point_belongs_to_the_tile_with_the_nearest_centre(
     distance = (voxels[:, None] - corners - torch.tensor(tile) / 2).abs()  # (N, tiles, 3)
     chosen = distance[torch.arange(50), grid.nearest(points)]
     torch.testing.assert_close(chosen, distance.amin(1), atol=1e-3, rtol=1e-4)
-    for number in range(len(corners)):
-        local = grid.to_tile(points[grid.nearest(points) == number], grid.corners()[number])
+    for number, corner in enumerate(grid.corners()):
+        local = grid.to_box(points[grid.nearest(points) == number], corner, whole(tile))
         assert ((local > -1e-5) & (local < 1 + 1e-5)).all()
+
+
+@given(size=SIZES, tile=TILES, stride=STRIDES, overlap=st.sampled_from([0.0, 0.25, 0.5]))
+@settings(deadline=None, max_examples=60)
+def test_a_point_reads_the_same_from_the_part_that_its_tile_owns(
+    size: tuple[int, ...], tile: tuple[int, int, int], stride: tuple[int, int, int], overlap: float
+) -> None:
+    grid = lay_tiles(size, tile, overlap=overlap, align=stride)
+    points = torch.rand(200, 3)
+    feature = torch.rand(1, 2, *(n // s for n, s in zip(tile, stride, strict=True)))
+    for number, corner in enumerate(grid.corners()):
+        mine = points[grid.nearest(points) == number]
+        box = grid.owned(number, stride)
+        part = feature[(..., *(slice(p.start // s, p.stop // s) for p, s in zip(box, stride, strict=True)))]
+        read = sample_at(part, grid.to_box(mine, corner, box)[None])
+        torch.testing.assert_close(
+            read, sample_at(feature, grid.to_box(mine, corner, whole(tile))[None]), atol=1e-4, rtol=0
+        )
+
+
+def test_owned_parts_leave_out_the_overlap() -> None:
+    grid = lay_tiles((16, 16, 100), (16, 16, 40), overlap=0.5, align=(2, 2, 2))
+    assert grid.starts[2] == (0, 20, 40, 60)
+    # borders lie 10 voxels within the tiles; one voxel of stride 2 more may be read
+    assert [grid.owned(number, (2, 2, 2))[2] for number in range(4)] == [
+        slice(0, 32),
+        slice(8, 32),
+        slice(8, 32),
+        slice(8, 40),
+    ]
 
 
 def test_neighbours_overlap_as_asked() -> None:
