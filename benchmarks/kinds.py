@@ -15,7 +15,7 @@ SLABS = ("--training.patch", "[16,96,96]", "--network.strides", STRIDES, "--netw
 
 
 def trial(name: str, kind: PhantomKind, words: tuple[str, ...] = PATCH, **changes: Any) -> Trial:
-    return Trial(name=name, learnt=kind, tried=kind, words=words, **{"steps": 200, "count": 4} | changes)
+    return Trial(name=name, learnt=kind, tried=kind, words=words, **{"steps": 60, "count": 4} | changes)
 
 
 TRIALS = (
@@ -46,7 +46,7 @@ TRIALS = (
         (),
         config="vnet_paper",
         arm="dense",
-        steps=10,
+        steps=6,
         cases=6,
         count=1,
     ),

@@ -206,6 +206,18 @@ def test_cases_beyond_memory_are_mapped_from_disk(dataset, tmp_path):
     assert not tight.kept
 
 
+def test_what_fits_stays_in_memory_and_the_rest_is_mapped(dataset, tmp_path, monkeypatch):
+    """Every epoch shows every case once, so that throwing one out for another would read all of them each time."""
+    plan = Preprocessing((1.0, 1.0, 1.0), (Channel("zscore"),))
+    store = CaseStore(dataset.cases, plan, cache=tmp_path)
+    store.budget = int(2.5 * store[0].nbytes)
+    first = [isinstance(store[number].image, np.memmap) for number in range(5)]
+    monkeypatch.setattr(CaseStore, "key", None)  # nor are files read again to find what is kept of them
+    again = [isinstance(store[number].image, np.memmap) for number in range(5)]
+    assert first == again == [False, False, True, True, True]
+    assert sorted(store.kept) == [0, 1]
+
+
 def test_the_least_used_case_makes_room(dataset):
     plan = Preprocessing((1.0, 1.0, 1.0), (Channel("zscore"),))
     store = CaseStore(dataset.cases, plan, cache=None)

@@ -197,6 +197,16 @@ def test_what_can_be_read_is_described_beside_the_faults(decathlon, save):
     assert len(faults) == 1
 
 
+def test_large_volumes_are_read_one_after_the_other(decathlon, monkeypatch):
+    cases = list(open_dataset(decathlon(3)).cases)
+    voxels = 5 * 6 * 7
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for fit, expected in ((0.5, 1), (1, 1), (2.5, 2), (100, 4)):
+        limit = int(2 * fit * checks.READING_BYTES * voxels)
+        monkeypatch.setattr(checks, "memory_limit_bytes", lambda limit=limit: limit)
+        assert checks.readers(cases) == expected
+
+
 @pytest.mark.decathlon
 def test_the_hippocampus_data_pass(hippocampus, tmp_path):
     verdict = check_dataset(open_dataset(hippocampus), tmp_path, progress=False)

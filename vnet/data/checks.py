@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vnet.data.dataset import Case, Dataset
-from vnet.data.nifti import read_header
+from vnet.data.nifti import memory_limit_bytes, read_header
 from vnet.data.stamps import stamp
 from vnet.data.volumes import Volume, grid_fault, read_image, read_label
 from vnet.errors import InputError
@@ -28,6 +29,7 @@ from vnet.progress import Bar
 FORMAT = 1  # of the kept verdict
 QUANTILES = tuple(i / 200 for i in range(201))  # 0.5 % apart: nnU-Net clips CT at 0.5 and 99.5 %
 SHOWN_VALUES = 5
+READING_BYTES = 12  # per voxel and channel: as stored and in float32, foreground in float64
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,7 @@ def read_cases(cases: list[Case], progress: bool) -> Iterator[tuple[Case, CaseFa
     """Facts or faults of each case, several at a time, in the order they end."""
     if not cases:
         return
-    workers = min(os.cpu_count() or 1, 8)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(readers(cases)) as pool:
         waiting = {pool.submit(read_case, case): case for case in cases}
         try:
             with Bar("checking volumes", len(cases)) if progress else nullcontext() as bar:
@@ -165,6 +166,21 @@ def read_cases(cases: list[Case], progress: bool) -> Iterator[tuple[Case, CaseFa
                         bar.advance()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def readers(cases: list[Case]) -> int:
+    """How many cases are read at once: as many as half of the memory holds, were all as large as the largest."""
+    largest = max(sum(map(claimed_voxels, case.images)) for case in cases)
+    room = memory_limit_bytes() // 2 // max(READING_BYTES * largest, 1)
+    return max(1, min(os.cpu_count() or 1, 8, room))
+
+
+def claimed_voxels(path: Path) -> int:
+    """By the header, 0 where it cannot be read: that is told when the case is."""
+    try:
+        return math.prod(read_header(path)[1])
+    except InputError:
+        return 0
 
 
 def read_case(case: Case) -> tuple[CaseFacts | None, list[str]]:

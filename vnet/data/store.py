@@ -53,7 +53,8 @@ class CaseStore:
         preprocessing: how they are prepared.
         cache: folder for the arrays; None keeps them in memory only.
         ignore: label value that is no structure.
-        memory_bytes: what may be kept in memory; cases beyond are mapped from their files.
+        memory_bytes: what may be kept in memory; cases beyond are mapped from their files, so that a patch reads
+            its own part only (without a folder the least used one makes room).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class CaseStore:
         self.budget = memory_limit_bytes() // 4 if memory_bytes is None else memory_bytes
         self.stamps = [stamp(case) for case in self.cases]
         self.kept: OrderedDict[int, Prepared] = OrderedDict()
+        self.keys: dict[int, str] = {}
         self.lock = Lock()
 
     def __getitem__(self, number: int) -> Prepared:
@@ -101,13 +103,17 @@ class CaseStore:
         require_unchanged(case, self.stamps[number])
         if self.folder is None:
             return self.prepare(case)
-        stem = self.folder / self.key(case)
-        prepared = load_parts(stem, self.budget)
+        # its files have not changed, so they need not be read again for their key
+        if number not in self.keys:
+            self.keys[number] = self.key(case)
+        stem = self.folder / self.keys[number]
+        room = self.budget - sum(one.nbytes for one in self.kept.values())
+        prepared = load_parts(stem, room)
         if prepared is None:
             prepared = self.prepare(case)
             save_parts(stem, prepared)
-            if prepared.nbytes > self.budget:
-                prepared = load_parts(stem, self.budget) or prepared
+            if prepared.nbytes > room:
+                prepared = load_parts(stem, room) or prepared
         return prepared
 
     def key(self, case: Case) -> str:
