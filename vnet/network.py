@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vnet.config import Axes, NetworkConfig, cumulative_strides, per_axis
+from vnet.layers import Convolution, InstanceNorm, PReLU
 
 
 class VNetOutput(NamedTuple):
@@ -34,7 +35,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
         case "batch":
             return nn.BatchNorm3d(channels)
         case "instance":
-            return nn.InstanceNorm3d(channels, affine=True)
+            return InstanceNorm(channels)
         case "group":
             # eight channels a group, or all of a narrower stage
             return nn.GroupNorm(max(channels // 8, 1) if channels % 8 == 0 else 1, channels)
@@ -44,7 +45,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 def activation(kind: str, channels: int) -> nn.Module:
     match kind:
         case "prelu":
-            return nn.PReLU(channels)
+            return PReLU(channels)
         case "relu":
             return nn.ReLU(inplace=True)
         case "leaky_relu":
@@ -77,10 +78,9 @@ class Residual(nn.Module):
         if inputs > channels:
             raise ValueError(f"width must be at least the {inputs} input channels, got {channels}")
         layer = layer_builder(norm, act)
-        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         sizes = [inputs] + [channels] * convolutions
         bias = norm == "none"  # a normalisation's own shift makes the bias idle
-        convs = [nn.Conv3d(a, b, kernel, padding=padding, bias=bias) for a, b in pairwise(sizes)]
+        convs = [Convolution(a, b, kernel, bias=bias) for a, b in pairwise(sizes)]
         self.layers = nn.Sequential(*(layer(conv, channels) for conv in convs[:-1]))
         self.last = nn.Sequential(convs[-1], normalisation(norm, channels))
         self.act = activation(act, channels)
@@ -91,7 +91,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.same or self.single else x[:, self.repeat]  # one channel broadcasts
-        return self.act(self.last(self.layers(x)) + skip)
+        # in place: neither a normalisation nor a convolution needs its own result to go backward
+        return self.act(self.last(self.layers(x)).add_(skip))
 
 
 class VNet(nn.Module):
