@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.fresh import call
 from vnet.config import ARMS, load_config
-from vnet.cost import count_multiply_adds, set_threads
+from vnet.cost import count_multiply_adds, peak_memory_mib, set_threads
 from vnet.model import build_model
 from vnet.randomness import point_generators
 from vnet.training import build_optimizer, total_loss
@@ -38,13 +39,17 @@ def step_of(arm: str, config_file: str, image: torch.Tensor, labels: torch.Tenso
     return step, count_multiply_adds(model, image[:1]) / 1e9
 
 
+def made_batch(size: tuple[int, ...], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, and smooth blobs of three classes, so that there is a surface to be uncertain about."""
+    image = torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(0))
+    blobs = torch.nn.functional.avg_pool3d(image[:, 0], 9, stride=1, padding=4)
+    return image, blobs.mul(60).clamp(-1, 1).round().long() + 1
+
+
 def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: int) -> list[Row]:
     """Median seconds of a step of each arm over `rounds` turns, after one that is not counted; `of_dense` and
     `head_share` (of the arm's own step) are medians of ratios within a turn."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(batch, 1, *size, generator=generator)
-    # smooth blobs of three classes, so that there is a surface to be uncertain about
-    labels = torch.nn.functional.avg_pool3d(image[:, 0], 9, stride=1, padding=4).mul(60).clamp(-1, 1).round().long() + 1
+    image, labels = made_batch(size, batch)
     arms = {arm: step_of(arm, config_file, image, labels) for arm in ARMS}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(rounds + 1):
@@ -53,6 +58,8 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
             step()
             if turn:
                 seconds[arm].append(time.perf_counter() - start)
+    made = {arm: made_g for arm, (_, made_g) in arms.items()}
+    del arms
     middle = {arm: statistics.median(values) for arm, values in seconds.items()}
     rows = []
     for arm, values in seconds.items():
@@ -67,12 +74,24 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
                 "slowest": round(max(values), 4),
                 "of_dense": round(paired(values, seconds["dense"]), 3),
                 "head_share": round(1 - 1 / paired(values, seconds[plain]), 3) if plain != arm else None,
-                "multiply_adds_g": round(arms[arm][1], 3),
-                "multiply_adds_of_dense": round(arms[arm][1] / arms["dense"][1], 3),
+                "multiply_adds_g": round(made[arm], 3),
+                "multiply_adds_of_dense": round(made[arm] / made["dense"], 3),
                 "config": Path(config_file).stem,
+                **call("step", "peak", arm=arm, config_file=config_file, size=size, batch=batch),
             }
         )
+    for row in rows:
+        row["memory_of_dense"] = round(row["peak_memory_mib"] / rows[0]["peak_memory_mib"], 3)
     return rows
+
+
+def peak(arm: str, config_file: str, size: list[int], batch: int) -> Row:
+    """Peak memory of a process that makes three steps of an arm, the libraries included."""
+    set_threads(0)
+    step, _ = step_of(arm, config_file, *made_batch(tuple(size), batch))
+    for _ in range(3):
+        step()
+    return {"peak_memory_mib": round(peak_memory_mib())}
 
 
 def paired(seconds: list[float], others: list[float]) -> float:

@@ -1,11 +1,12 @@
 """Measure speed and memory on this machine.
 
-Prints a table; without --quick it also writes results/benchmarks/NAME.csv and NAME.png. Nothing else should run.
+Prints tables; without --quick it also writes results/benchmarks/NAME[_PART].csv and .png. Nothing else should run.
 """
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +21,10 @@ BENCHMARKS = {
     "step": "a training step of every arm",
     "share": "share of voxels refined at prediction: Dice and seconds of a trained run",
     "board": "a training with and without logging, and TensorBoard's first page",
+    "train": "training: MONAI's V-Net beside ours, the whole job, growth, where a step's time goes",
     "volume": "prediction of one large volume: seconds and peak memory",
 }
+PARTS = {"train": ("monai", "job", "growth", "roofline")}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     for name, purpose in BENCHMARKS.items():
         one = names.add_parser(name, help=purpose, description=purpose)
         one.add_argument("--quick", action="store_true", help="small sizes, under five minutes; nothing is written")
+        if name in PARTS:
+            one.add_argument("--part", choices=PARTS[name], help="this part alone (default: all)")
         one.add_argument(
             "--output",
             metavar="FOLDER",
@@ -39,16 +44,25 @@ def main(argv: Sequence[str]) -> int:
         )
     chosen = options.parse_args(argv)
     sys.path.insert(0, str(REPOSITORY))  # benchmarks/ belongs to the repository, not to the installed packages
-    rows = import_module(f"benchmarks.{chosen.name}").run(quick=chosen.quick)
-    print_rows(rows, chosen.name)
+    module = import_module(f"benchmarks.{chosen.name}")
+    if chosen.name not in PARTS:
+        show(module.run(quick=chosen.quick), chosen.name, chosen)
+        return 0
+    for part in [chosen.part] if chosen.part else PARTS[chosen.name]:
+        show(module.PARTS[part](quick=chosen.quick), f"{chosen.name}_{part}", chosen)
+    return 0
+
+
+def show(rows: list[dict[str, object]], title: str, chosen: Namespace) -> None:
+    """Print the rows; keep them as TITLE.csv and .png unless the run was quick."""
+    print_rows(rows, title)
     if not chosen.quick:
         from benchmarks.charts import draw_seconds, write_csv
 
         chosen.output.mkdir(parents=True, exist_ok=True)
-        write_csv(rows, chosen.output / f"{chosen.name}.csv")
-        draw_seconds(rows, chosen.output / f"{chosen.name}.png", BENCHMARKS[chosen.name])
-        print(f"written: {chosen.output / chosen.name}.csv, .png")
-    return 0
+        write_csv(rows, chosen.output / f"{title}.csv")
+        draw_seconds(rows, chosen.output / f"{title}.png", title.replace("_", ": "))
+        print(f"written: {chosen.output / title}.csv, .png")
 
 
 def print_rows(rows: list[dict[str, object]], title: str) -> None:

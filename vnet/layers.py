@@ -41,13 +41,29 @@ class Convolution(nn.Conv3d):
         padded = F.pad(x, (0, 0, 0, 0, reach, reach + 2 * half - depth))
         two = torch.cat([padded[:, :, : half + 2 * reach], padded[:, :, half:]])
         out = F.conv3d(two, self.weight, self.bias, padding=(0, *self.padding[1:]))  # type: ignore[arg-type]
-        return torch.cat([out[:1], out[1:, :, : depth - half]], dim=2)
+        joined = out.transpose(0, 1).flatten(1, 2)[None]  # one copy, either way
+        return joined if 2 * half == depth else joined[:, :, :depth]
 
 
 def left_to_loops(x: Tensor, kernel: tuple[int, ...]) -> bool:
     """Whether torch would not hand this convolution to oneDNN."""
     lone = len(x) == 1 and x.shape[2] > 1 and math.prod(x.shape[1:4]) <= FEW_VALUES
     return lone and x.device.type == "cpu" and x.dtype == torch.float32 and min(kernel[1:]) <= 3
+
+
+class Pointwise(nn.Conv3d):
+    """`nn.Conv3d` of kernel 1 as a matrix product: 5 ms instead of 12 for 16 channels to 3 logits at 2 x 48x64x48."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+        assert self.bias is not None
+        self.bias: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        weights = self.weight.flatten(1).expand(len(x), -1, -1)  # (B, outputs, inputs)
+        return torch.baddbmm(self.bias[:, None], weights, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class InstanceNorm(nn.InstanceNorm3d):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vnet.config import Axes, NetworkConfig, cumulative_strides, per_axis
-from vnet.layers import Convolution, InstanceNorm, PReLU
+from vnet.layers import Convolution, InstanceNorm, Pointwise, PReLU
 
 
 class VNetOutput(NamedTuple):
@@ -159,7 +159,7 @@ class VNet(nn.Module):
             coming = 2 * channels[i]
             convolutions = up[len(strides) - 1 - i]
             self.decoders.append(nn.Sequential(stage(coming, coming, convolutions), dropped()))
-        self.logits = nn.Conv3d(coming, classes, 1)
+        self.logits = Pointwise(coming, classes)
         self.feature_channels = {f"encoder{i + 1}": c for i, c in enumerate(channels)} | {"decoder": coming}
 
     @property

@@ -41,6 +41,13 @@ def test_only_lone_small_float32_samples_are_cut():
     assert not layers.left_to_loops(torch.zeros(1, 32, 1, 5, 5), (3, 3, 3))
 
 
+def test_a_pointwise_convolution_is_torchs():
+    ours, theirs = layers.Pointwise(5, 3), nn.Conv3d(5, 3, 1)
+    theirs.load_state_dict(ours.state_dict())
+    for one, other in both(ours, theirs, torch.randn(2, 5, 4, 3, 6)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_instance_norm_is_torchs():
     ours, theirs = layers.InstanceNorm(3), nn.InstanceNorm3d(3, affine=True)
     with torch.no_grad():
