@@ -1,6 +1,6 @@
 """Layers that give what torch's own give, in less time on a CPU. On other devices they are torch's own.
 
-The seconds in the comments: AMD EPYC, 2 cores, float32; `python scripts/benchmark.py train --part layers`.
+The seconds in the comments: AMD EPYC, 2 cores, float32; see docs/speed.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Convolution(nn.Conv3d):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, bias: bool) -> None:
-        super().__init__(inputs, outputs, kernel, padding=tuple(n // 2 for n in kernel), bias=bias)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(inputs, outputs, kernel, padding=padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if not left_to_loops(x, self.kernel_size):
@@ -40,7 +41,7 @@ class Convolution(nn.Conv3d):
         half = -(-depth // 2)
         padded = F.pad(x, (0, 0, 0, 0, reach, reach + 2 * half - depth))
         two = torch.cat([padded[:, :, : half + 2 * reach], padded[:, :, half:]])
-        out = F.conv3d(two, self.weight, self.bias, padding=(0, *self.padding[1:]))  # type: ignore[arg-type]
+        out = F.conv3d(two, self.weight, self.bias, padding=(0, *self.padding[1:]))
         joined = out.transpose(0, 1).flatten(1, 2)[None]  # one copy, either way
         return joined if 2 * half == depth else joined[:, :, :depth]
 
@@ -100,7 +101,7 @@ class SlopedReLU(torch.autograd.Function):
         return F.prelu(x, slope)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = ctx.saved_tensors
         above = torch.ops.aten.threshold_backward(grad, x, 0)  # the gradient where x is positive
