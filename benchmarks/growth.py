@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.step import made_batch
 from vnet.config import load_config
-from vnet.cost import count_multiply_adds, set_threads
+from vnet.cost import count_multiply_adds, keep_memory, set_threads
 from vnet.model import build_model
 from vnet.randomness import point_generators
 from vnet.training import total_loss
@@ -43,6 +43,7 @@ def measure(arm: str, side: int, classes: int, turns: int) -> Row:
 def run(quick: bool = False) -> list[Row]:
     """Sides 32 to 128 with 3 classes, then 2 to 25 classes at 96^3 (`quick`: smaller)."""
     set_threads(0)
+    keep_memory()
     sides, classes = ((32, 48), (2, 25)) if quick else ((32, 48, 64, 96, 128), (2, 8, 25))
     cases = [(side, 3) for side in sides] + [(sides[-1] if quick else 96, count) for count in classes]
     return [

@@ -2,7 +2,7 @@
 
 All sides take turns in one process on one batch, with the same losses: `seconds` is forward and backward. MONAI's
 dropout is off, ours has none. `alone_s` and the peak memory are those of fresh processes: MONAI's as a user runs it,
-ours with what `vnet.cost.set_threads` sets.
+ours with what training sets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.fresh import call
 from benchmarks.step import made_batch, paired
 from vnet.config import ARMS, load_config
-from vnet.cost import peak_memory_mib, set_threads
+from vnet.cost import keep_memory, peak_memory_mib, set_threads
 from vnet.losses import segmentation_terms
 from vnet.model import build_model
 from vnet.randomness import point_generators
@@ -96,6 +96,7 @@ def alone(name: str, size: list[int], batch: int, steps: int) -> Row:
         torch.set_num_threads(torch.get_num_threads())
     else:
         set_threads(0)
+        keep_memory()
     side, (image, labels) = build(name), made_batch(tuple(size), batch)
     seconds = [step(side, image, labels) for _ in range(steps + 1)][1:]
     return {"alone_s": round(statistics.median(seconds), 3), "peak_memory_mib": round(peak_memory_mib())}
@@ -143,4 +144,5 @@ def measure(size: tuple[int, int, int], batch: int, rounds: int, sides: tuple[st
 def run(quick: bool = False) -> list[Row]:
     """Rows of the table; `quick` takes one small size."""
     set_threads(0)
+    keep_memory()
     return measure((48, 64, 48), batch=1, rounds=3) if quick else measure((96, 96, 96), batch=1, rounds=5)

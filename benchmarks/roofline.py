@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step import made_batch, step_of
-from vnet.cost import set_threads
+from vnet.cost import keep_memory, set_threads
 
 Row = dict[str, Any]
 STEPS = 3
@@ -116,6 +116,7 @@ def measure(arm: str, size: tuple[int, int, int], batch: int, ceiling: Row) -> l
 def run(quick: bool = False) -> list[Row]:
     """The ceilings first, then `pointrend_s2` and `dense`; `quick` takes the small size only."""
     set_threads(0)
+    keep_memory()
     ceiling = ceilings()
     rows: list[Row] = [{"operation": "ceilings", **ceiling}]
     sizes: list[tuple[tuple[int, int, int], int]] = [((48, 64, 48), 2)]

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.fresh import call
 from vnet.config import ARMS, load_config
-from vnet.cost import count_multiply_adds, peak_memory_mib, set_threads
+from vnet.cost import count_multiply_adds, keep_memory, peak_memory_mib, set_threads
 from vnet.model import build_model
 from vnet.randomness import point_generators
 from vnet.training import build_optimizer, total_loss
@@ -88,6 +88,7 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
 def peak(arm: str, config_file: str, size: list[int], batch: int) -> Row:
     """Peak memory of a process that makes three steps of an arm, the libraries included."""
     set_threads(0)
+    keep_memory()
     step, _ = step_of(arm, config_file, *made_batch(tuple(size), batch))
     for _ in range(3):
         step()
@@ -102,6 +103,7 @@ def paired(seconds: list[float], others: list[float]) -> float:
 def run(quick: bool = False, config_file: str = "configs/study_hippocampus.yaml") -> list[Row]:
     """Rows of the table; `quick` takes few turns of the smallest size."""
     set_threads(0)
+    keep_memory()
     patch = load_config(["--config", config_file]).training.patch
     rows = measure(config_file, patch, batch=2, rounds=5 if quick else 40)
     if not quick:

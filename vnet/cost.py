@@ -64,10 +64,8 @@ def reset_peak_memory() -> bool:
 
 
 def set_threads(threads: int) -> None:
-    """CPU threads of torch and numba; 0 takes every core. Freed memory is kept, see `keep_memory`."""
+    """CPU threads of torch and numba; 0 takes every core."""
     import os
-
-    keep_memory()
 
     import numba
 
@@ -81,6 +79,7 @@ def keep_memory() -> None:
 
     Fresh pages are cleared as they are first touched: the sum of two 96^3 volumes of 16 channels takes 22 ms in fresh
     memory and 3 ms in kept memory (AMD EPYC). Does nothing where the C library is another.
+    Training asks for it, prediction does not: there, what it does to the peak memory of a large volume is not measured.
     """
     import ctypes
 

@@ -11,7 +11,14 @@ from lightning_fabric import Fabric
 
 from vnet.checkpoints import load_model
 from vnet.config import Config
-from vnet.cost import count_multiply_adds, count_parameters, peak_memory_mib, reset_peak_memory, set_threads
+from vnet.cost import (
+    count_multiply_adds,
+    count_parameters,
+    keep_memory,
+    peak_memory_mib,
+    reset_peak_memory,
+    set_threads,
+)
 from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
 from vnet.errors import InputError
@@ -37,6 +44,7 @@ def train_run(config: Config) -> Run:
         Preempted: a signal asked to stop.
     """
     set_threads(config.threads)
+    keep_memory()
     setting = read_setting(config)
     run = Run(config.run_folder, config.hash(setting.content_hash))
     if run.state(config.results_folder) == "done":
