@@ -80,7 +80,9 @@ def curves(folder: Path) -> Curves:
     found |= {tag: [(e.step, None) for e in events.Scalars(tag)] for tag in tags["scalars"] if "speed" in tag}
     found |= {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in tags["images"]}
     found |= {
-        tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)] for tag in tags["tensors"]
+        tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)]
+        for tag in tags["tensors"]
+        if "about/environment" not in tag  # it names the commit, which may have moved on
     }
     return found
 
