@@ -23,6 +23,7 @@ BENCHMARKS = {
     "board": "a training with and without logging, and TensorBoard's first page",
     "train": "training: MONAI's V-Net beside ours, the whole job, growth, where a step's time goes",
     "volume": "prediction of one large volume: seconds and peak memory",
+    "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }
 PARTS = {"train": ("monai", "job", "growth", "roofline")}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -38,9 +39,18 @@ PLACES = ("run_root", "threads", "study", "data.root", "data.cache")
 ADDED_KEYS: tuple[str, ...] = ("data.phantom_kind", "points.window", "points.quotas")
 
 
+FILE_BYTES, FILE_VALUES = 2**20, 100_000  # of a config file
+MOST_THREADS = 4096
+
+
 def require(condition: bool, key: str, rule: str, value: object) -> None:
     if not condition:
         raise InputError(f"{key} must {rule}, got {value}")
+
+
+def is_folder_name(name: str) -> bool:
+    """Not empty, printable, and no step out of the folder it is put in."""
+    return bool(name) and name.isprintable() and Path(name).name == name and name not in (".", "..")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,16 +313,13 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
-        plain = bool(self.name) and Path(self.name).name == self.name and self.name not in (".", "..")
-        require(plain, "name", "be a plain folder name", repr(self.name))
-        require(
-            Path(self.arm).name == self.arm and bool(self.arm),
-            "arm",
-            "be a plain folder name",
-            repr(self.arm),
-        )
+        require(is_folder_name(self.name), "name", "be a plain folder name", repr(self.name))
+        require(is_folder_name(self.arm), "arm", "be a plain folder name", repr(self.arm))
+        paths = {"run_root": self.run_root, "data.root": self.data.root, "data.cache": self.data.cache or ""}
+        for key, path in paths.items():
+            require(path.isprintable(), key, "be a printable path", repr(path))
         require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
-        require(self.threads >= 0, "threads", "be 0 or more", self.threads)
+        require(0 <= self.threads <= MOST_THREADS, "threads", f"be 0 to {MOST_THREADS}", self.threads)
         stages = {f"encoder{i + 1}" for i in range(len(self.network.down))} | {"decoder"}
         for name in self.points.features:
             require(name in stages, "points.features", f"name stages of {sorted(stages)}", name)
@@ -429,12 +436,21 @@ def refuse_unknown(keys: Mapping[str, Any] | Sequence[str], where: str) -> None:
 def read_file(path: Path) -> dict[str, Any]:
     """The nested keys of a YAML config file, refused where they are not of the schema."""
     try:
-        nested = yaml.safe_load(path.read_text(encoding="utf-8"))
+        small = not path.is_file() or path.stat().st_size <= FILE_BYTES
+        text = path.read_text(encoding="utf-8") if small else ""
+        values = unfolded(yaml.compose(text, Loader=yaml.SafeLoader))
+        nested = yaml.safe_load(text) if values <= FILE_VALUES else {}
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path}: cannot be read ({reason}); name an existing config file") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not small:
+        raise InputError(f"{path}: larger than {FILE_BYTES >> 20} MiB, which no config is; name a config file")
+    if values > FILE_VALUES:
+        raise InputError(
+            f"{path}: unfolds to more than {FILE_VALUES} values, which no config holds; write it without aliases"
+        )
     nested = {} if nested is None else nested
     if not isinstance(nested, dict):
         raise InputError(f"{path}: must hold keys and values, got {type(nested).__name__}")
@@ -443,6 +459,18 @@ def read_file(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {section} must hold keys and values, got {nested[section]!r}")
     refuse_unknown(flatten({str(key): value for key, value in nested.items()}), str(path))
     return nested
+
+
+def unfolded(node: yaml.Node | None, known: dict[int, float] | None = None) -> float:
+    """Values below a YAML node when each alias is written out; infinite where one holds itself."""
+    known = {} if known is None else known
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while its parts are counted
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(unfolded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def arm_overrides(arm: str, study_arms: object, where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from vnet.checkpoints import load_model
+from vnet.checkpoints import load_model, read_checkpoint
 from vnet.config import Config
 from vnet.cost import (
     count_multiply_adds,
@@ -25,7 +25,7 @@ from vnet.errors import InputError
 from vnet.evaluation import Evaluation, evaluate_cases
 from vnet.files import refuse_links, sweep, write_bytes, write_text
 from vnet.inference import tile_size
-from vnet.model import Segmenter
+from vnet.model import Segmenter, refuse_beyond_memory
 from vnet.progress import Bar
 from vnet.runs import Run, environment, finished_hash, open_run, write_table
 from vnet.setting import Setting, read_data, read_setting
@@ -51,6 +51,10 @@ def train_run(config: Config) -> Run:
         here = run.folder if finished_hash(run.folder) == run.config_hash else config.results_folder
         print(f"{run.folder}: done; its tables are in {here}", flush=True)
         return Run(here, run.config_hash)
+    dataset = setting.dataset
+    refuse_beyond_memory(config, in_channels=len(dataset.modalities), classes=len(dataset.structures))
+    if config.training.init_from and not run.last.is_file():
+        read_checkpoint(Path(config.training.init_from))  # refused before the run's folder is begun
     begin(run, config, setting)
     fabric = Fabric(accelerator="auto", devices=1, precision=config.training.precision)
     trainer = Trainer(config, setting, run, fabric)
@@ -144,6 +148,7 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
     setting = Setting(dataset, verdict.content_hash, fold, trained.preprocessing, verdict.stamps)
     scored = score(trained.model, fold.val, setting, config)
     target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
+    refuse_links(target, run.folder)
     if not own:
         write_text(target / "config.yaml", config.to_yaml())
     write_tables(target, scored, dataset)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pointrend.refine import PointRend
 from pointrend.sampling import training_voxels
 from vnet.config import Config, PointsConfig
+from vnet.data.nifti import memory_limit_bytes
 from vnet.errors import InputError
 from vnet.losses import segmentation_terms
 from vnet.network import VNet, VNetOutput, build_network
@@ -107,3 +108,20 @@ def build_model(config: Config, *, in_channels: int, classes: int, ignore: int |
                 windows=dict.fromkeys(on_the_image_grid, config.points.window),
             )
     return Segmenter(network, head, points=config.points, ignore=ignore)
+
+
+def refuse_beyond_memory(config: Config, *, in_channels: int, classes: int) -> None:
+    """Count the network's parameters before any memory is taken for them.
+
+    Raises:
+        InputError: weights, gradients and the optimiser's two moments are more than the memory of this machine.
+    """
+    with torch.device("meta"):
+        model = build_model(config, in_channels=in_channels, classes=classes)
+    needed = 4 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    have = memory_limit_bytes()
+    if needed > have:
+        raise InputError(
+            f"network.width: the network needs about {needed / 2**30:.3g} GiB of memory and this machine has "
+            f"{have / 2**30:.3g}; lower network.width"
+        )

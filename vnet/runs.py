@@ -23,7 +23,7 @@ import yaml
 
 from vnet.config import Config, load_config
 from vnet.errors import InputError
-from vnet.files import is_part, naming, write_bytes, write_text
+from vnet.files import is_part, naming, refuse_links, write_bytes, write_text
 
 KEPT_FILES = ("config.yaml", "run.json", "metrics.csv", "cases.csv", "refinement.csv", "properties.csv")
 KEPT_BYTES = 20 * 2**20
@@ -124,6 +124,7 @@ def keep(run_folder: Path, results: Path) -> None:
     Raises:
         InputError: the tables are over 20 MB.
     """
+    refuse_links(results, Path(results.parts[0]))
     files = [run_folder / name for name in KEPT_FILES if (run_folder / name).is_file()]
     pictures = sorted(file for file in (run_folder / "pictures").glob("*") if file.suffix in (".png", ".md"))
     if total_bytes(files) > KEPT_BYTES:

@@ -116,6 +116,7 @@ class Bench:
         wrapper = []
         if moment.place is not None:
             wrapper = [sys.executable, "-m", "vnet.faults.child", *moment.place, str(moment.count)]
+        started = time.monotonic()
         process = self.start(place, wrapper)
         with ended(process):
             try:
@@ -126,6 +127,9 @@ class Bench:
         if code not in (0, -signal.SIGKILL):
             said = (place / "err.txt").read_text().strip().splitlines() or [f"exit code {code}"]
             raise RunFault(f"{place.name}, to be killed ({moment}), ended by itself: {said[-1]}")
+        if code == 0:  # the machine is faster than it was: later moments are drawn for that
+            self.seconds = min(self.seconds, time.monotonic() - started)
+            self.first_file = min(self.first_file, self.seconds / 2)
         return code != 0
 
 
