@@ -89,11 +89,6 @@ def out_of_memory(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TrainingBatches, "batch", batch)
 
 
-def dead_thread(patch: pytest.MonkeyPatch) -> None:
-    """The thread ends without putting a batch or an error into the queue."""
-    patch.setattr("vnet.data.batches.put", lambda *_: (_ for _ in ()).throw(SystemExit))
-
-
 def train(capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     return run_script("train.py", WORDS, capsys)
 
@@ -122,7 +117,6 @@ FAULTS: dict[str, tuple[Deed, int, str]] = {
     "files_vanish": (each_case(Path.unlink), 3, r"error: case \w: data/imagesTr/\w.nii.gz vanished; restore it .*"),
     "files_change": (each_case(change), 3, r"error: case \w: its files changed during the run; restore them .*"),
     "out_of_memory": (out_of_memory, 3, r"error: out of memory; lower training.batch, .*"),
-    "dead_thread": (dead_thread, 3, r"error: the thread that prepares batches died; run the same command again .*"),
     "terminated": (signalled(signal.SIGTERM), 75, ""),
     "slurm": (signalled(signal.SIGUSR1), 75, ""),
     "interrupted": (signalled(signal.SIGINT), 130, ""),
