@@ -6,12 +6,33 @@ import csv
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from benchmarks.rows import Row
 
 
 def columns(rows: list[Row]) -> list[str]:
     """All keys, in the order of their first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def read_csv(path: Path) -> list[Row]:
+    """What `write_csv` wrote, numbers as numbers; cells that were left blank are left out."""
+    with path.open(newline="") as file:
+        return [{key: _value(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def merged(old: list[Row], new: list[Row], key: str = "case") -> list[Row]:
+    """The old rows, those that were measured again replaced; further ones behind."""
+    fresh = {row[key]: row for row in new}
+    return [fresh.pop(row.get(key), row) for row in old] + list(fresh.values())
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
@@ -26,6 +47,7 @@ def draw_seconds(rows: list[Row], path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if "seconds" in row or any(key.endswith("_s") for key in row)]
     sides = [key for key in columns(rows) if key.endswith("_s") or key == "seconds"]
     figure = Figure(figsize=(8, 1 + 0.16 * len(rows) * (len(sides) + 1)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -9,7 +9,8 @@ compared. Columns without `head` time everything but sampling and MLP: the head 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.rows import Row, chosen_names
 from pointrend.coordinates import voxel_centres
 from pointrend.refine import PointRend
 from pointrend.sampling import best_class, sample_at, uncertainty
 
-Row = dict[str, Any]
 Predict = Callable[[Tensor, Tensor], Tensor]  # points (1, N, 3), coarse logits there (1, K, N) -> (1, K, N)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Cubes of `coarse` voxels a side refined to `target`, at `points` voxels a step."""
+
+    coarse: int = 32
+    target: int = 256
+    classes: int = 3
+    steps: int = 1
+    points: int = 16384
+
+
+CASES = {
+    "32 to 64": Case(target=64),
+    "32 to 128": Case(target=128),
+    "32 to 256": Case(),
+    "48 to 384": Case(coarse=48, target=384),
+    "32 to 256, three steps": Case(steps=3),
+    "32 to 256, 65536 points": Case(points=65536),
+    "32 to 256, 131072 points": Case(points=131072),
+    "32 to 256, 14 classes": Case(classes=14),
+}
+QUICK_CASES = ("32 to 64", "32 to 128", "32 to 256")
 
 
 def made_logits(classes: int, size: int) -> Tensor:
@@ -71,8 +96,9 @@ class _Echo(PointRend):
 
 
 @torch.no_grad()
-def measure(coarse: int, target: int, count: int, *, steps: int, classes: int = 3, rounds: int = 3) -> Row:
+def measure(name: str, case: Case, rounds: int = 3) -> Row:
     """One row: seconds of the three ways, with the head (3 layers of 256) and without."""
+    coarse, target, classes, steps, count = case.coarse, case.target, case.classes, case.steps, case.points
     logits = made_logits(classes, coarse)
     features = {"fine": torch.randn(1, 16, 2 * coarse, 2 * coarse, 2 * coarse)}
     torch.manual_seed(0)
@@ -93,11 +119,8 @@ def measure(coarse: int, target: int, count: int, *, steps: int, classes: int = 
     labels = {name: sides[name]() for name in ("straight", "tuned", "bounds")}
     seconds = fastest(sides, rounds)
     return {
-        "coarse": coarse,
-        "target": target,
-        "classes": classes,
-        "steps": steps,
-        "points": count,
+        "case": name,
+        **asdict(case),
         **{f"{name}_s": round(value, 4) for name, value in seconds.items()},
         "faster_than_straight": round(seconds["straight"] / seconds["bounds"], 2),
         "faster_than_tuned": round(seconds["tuned"] / seconds["bounds"], 2),
@@ -107,17 +130,16 @@ def measure(coarse: int, target: int, count: int, *, steps: int, classes: int = 
     }
 
 
-def run(quick: bool = False) -> list[Row]:
-    """Rows of the table, one thread; `quick` takes one turn of the main case and of growth with the target's size."""
+def run(quick: bool = False, cases: Sequence[str] = ()) -> list[Row]:
+    """Rows of the table, one thread; `quick` takes one turn of the main case and of growth with the target's size.
+
+    Raises:
+        InputError: no such case.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rounds = 1 if quick else 3
-        rows = [measure(32, target, 16384, steps=1, rounds=rounds) for target in (64, 128, 256)]
-        if not quick:
-            rows += [measure(32, 256, 16384, steps=3)]
-            rows += [measure(32, 256, count, steps=1) for count in (65536, 131072)]
-            rows += [measure(48, 384, 16384, steps=1), measure(32, 256, 16384, steps=1, classes=14, rounds=1)]
+        names = chosen_names(QUICK_CASES if quick else tuple(CASES), cases)
+        return [measure(name, CASES[name], rounds=1 if quick else 3) for name in names]
     finally:
         torch.set_num_threads(threads)
-    return rows

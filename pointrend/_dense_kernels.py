@@ -89,7 +89,7 @@ def dense_slabs(
     planes: Planes,
     bits: NDArray[np.int32],
     starts: NDArray[np.int64],
-    slabs: tuple[int, int],
+    slabs: tuple[int, int, int],
     rows: tuple[int, int, int],
     tables: Tables,
     out: NDArray,
@@ -100,7 +100,7 @@ def dense_slabs(
     largest = np.int32(0)
     for lower in range(slabs[0], slabs[1]):
         upper = min(lower + 1, depth - 1)
-        for plane in range(lower if lower == 0 else lower + 1, upper + 1):
+        for plane in range(lower if lower == slabs[2] else lower + 1, upper + 1):
             for label in range(planes.classes):
                 at = starts[plane] + label * planes.stride
                 largest = max(largest, largest_magnitude(bits[at : at + voxels]))

@@ -141,12 +141,14 @@ def surface_slabs(
     planes: Planes,
     bits: NDArray[np.int32],
     starts: NDArray[np.int64],
-    slabs: tuple[int, int],
+    slabs: tuple[int, int, int],
     rows: tuple[int, int, int],
     tables: Tables,
     out: NDArray,
 ) -> np.int32:
-    """Labels of the slabs `slabs[0]:slabs[1]` of a block of rows; in order, as the lower plane is kept from the last.
+    """Labels of the slabs `slabs[0]:slabs[1]` of a block of rows that begins with slab `slabs[2]`.
+
+    In order, as the lower plane is kept from the slab before.
 
     Args:
         planes: scratch, and the logits; `starts` (D,) says where the block of each plane starts, `bits` is the same
@@ -162,7 +164,7 @@ def surface_slabs(
     largest = np.int32(0)
     for lower in range(slabs[0], slabs[1]):
         upper = min(lower + 1, depth - 1)
-        for plane in range(lower if lower == 0 else lower + 1, upper + 1):
+        for plane in range(lower if lower == slabs[2] else lower + 1, upper + 1):
             slot = plane % 2
             planes.offsets[slot] = starts[plane]
             top = planes.values[slot], planes.labels[slot]

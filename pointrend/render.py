@@ -12,7 +12,8 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from pointrend.coordinates import check_extent, interpolation_table
 
 BLOCK_BYTES = 1_500_000  # of running values a block of rows may hold: they stay in the second-level cache
-BLOCKS_PER_THREAD = 4  # so that a thread with little surface takes over from one with much
+BLOCKS_PER_THREAD = 3  # so that a thread with little surface takes over from one with much
 SAMPLED_ROWS = 32  # rows of cells looked at before choosing the loop
 
 
@@ -169,9 +170,9 @@ class _Source:
         in_place = array.dtype == np.dtype("=f4") and array.flags.c_contiguous and array.flags.aligned
         self.flat = _read_only(array.reshape(-1)) if in_place else None
 
-    def block(self, item: int, first: int, last: int) -> _Block:
-        """Rows first:last of every plane of one batch item."""
-        return _Block(self, item, first, last)
+    def block(self, item: int, slabs: range, first: int, last: int) -> _Block:
+        """Rows first:last of the planes around some slabs of one batch item."""
+        return _Block(self, item, slabs, first, last)
 
     def copy(self, item: int, plane: int, rows: slice, out: NDArray[np.float32]) -> None:
         """Convert rows of one plane into `out` (K, rows, W)."""
@@ -188,8 +189,8 @@ class _Source:
 class _Block:
     """A block of rows of one batch item, two neighbouring planes at a time."""
 
-    def __init__(self, source: _Source, item: int, first: int, last: int) -> None:
-        self.source, self.item, self.rows = source, item, slice(first, last)
+    def __init__(self, source: _Source, item: int, slabs: range, first: int, last: int) -> None:
+        self.source, self.item, self.slabs, self.rows = source, item, slabs, slice(first, last)
         self.count = (last - first) * source.width
         if source.flat is not None:
             self.flat = source.flat
@@ -204,17 +205,18 @@ class _Block:
             self.starts = np.arange(source.depth) % 2 * source.classes * self.count
         self.bits = _read_only(self.flat.view(np.int32))
 
-    def slabs(self) -> Iterator[tuple[int, int]]:
-        """Ranges of slabs whose planes are readable at once: all of them in place, else one after the other."""
-        depth = self.source.depth
+    def readable(self) -> Iterator[tuple[int, int, int]]:
+        """Ranges of slabs whose planes are readable at once, all of them in place, else one after the other; last, the
+        slab that the block begins with."""
+        first, last, depth = self.slabs.start, self.slabs.stop, self.source.depth
         if self.source.flat is not None:
-            yield 0, depth
+            yield first, last, first
             return
-        self.source.copy(self.item, 0, self.rows, self.planes[0])
-        for lower in range(depth):
+        self.source.copy(self.item, first, self.rows, self.planes[first % 2])
+        for lower in self.slabs:
             if lower + 1 < depth:
                 self.source.copy(self.item, lower + 1, self.rows, self.planes[(lower + 1) % 2])
-            yield lower, lower + 1
+            yield lower, lower + 1, first
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -228,23 +230,43 @@ def _render(source: _Source, axes: list[_Axis], threads: int) -> NDArray[Any]:
     dtype = np.uint8 if source.classes <= 256 else np.uint16
     labels = np.empty((source.batch, *(axis.target for axis in axes)), dtype)
     by_surface = source.batch > 0 and _pays_by_surface(source, axes)
-    bytes_per_row = 40 * source.width
-    rows = max(4, min(source.height, BLOCK_BYTES // bytes_per_row))
-    if threads > 1:
-        rows = max(4, min(rows, math.ceil(source.batch * source.height / (threads * BLOCKS_PER_THREAD))))
-    tasks = [
-        (item, first, min(first + rows, source.height))
+
+    def run(task: _Task) -> None:
+        block = source.block(task.item, task.slabs, task.first, min(task.last + 1, source.height))
+        _render_block(block, (task.first, task.last, source.height), axes, by_surface, labels[task.item])
+
+    _each(run, _tasks(source, threads), threads)
+    return labels
+
+
+class _Task(NamedTuple):
+    """Some slabs of cells, and of those the rows first:last, of one batch item."""
+
+    item: int
+    slabs: range
+    first: int
+    last: int
+
+
+def _tasks(source: _Source, threads: int) -> list[_Task]:
+    """Blocks whose running values stay in cache, several for each thread.
+
+    Threads share by planes first: blocks of rows would write to the same pages of the labels, and each page is zeroed
+    at its first use while the other thread waits. A plane between two tasks is ranked twice.
+    """
+    rows = max(4, min(source.height, BLOCK_BYTES // (40 * source.width)))
+    wanted = threads * BLOCKS_PER_THREAD if threads > 1 else 1
+    by_rows = source.batch * math.ceil(source.height / rows)
+    parts = max(1, min(source.depth, math.ceil(wanted / max(by_rows, 1))))
+    if parts * by_rows < wanted:
+        rows = max(4, min(rows, math.ceil(source.batch * parts * source.height / wanted)))
+    edges = [source.depth * part // parts for part in range(parts + 1)]
+    return [
+        _Task(item, range(start, stop), first, min(first + rows, source.height))
         for item in range(source.batch)
+        for start, stop in pairwise(edges)
         for first in range(0, source.height, rows)
     ]
-
-    def run(task: tuple[int, int, int]) -> None:
-        item, first, last = task
-        block = source.block(item, first, min(last + 1, source.height))  # cells need the row below
-        _render_block(block, (first, last, source.height), axes, by_surface, labels[item])
-
-    _each(run, tasks, threads)
-    return labels
 
 
 Task = TypeVar("Task")
@@ -279,7 +301,7 @@ def _render_block(
     z, y, x = axes
     tables = Tables(z.starts, z.weight, y.starts, y.weight, x.starts, x.weight)
     loop = surface_slabs if by_surface else dense_slabs
-    for slabs in block.slabs():
+    for slabs in block.readable():
         _check_finite(int(loop(planes, block.bits, block.starts, slabs, rows, tables, out)) <= LARGEST_FINITE)
 
 

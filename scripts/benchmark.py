@@ -1,6 +1,7 @@
 """Measure speed and memory on this machine.
 
 Prints tables; without --quick it also writes results/benchmarks/NAME[_PART].csv and .png. Nothing else should run.
+With --case, rows of the table that are not measured stay as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from vnet.cli import Options, finish
 
@@ -18,6 +20,8 @@ BENCHMARKS = {
     "getpoint": "boundary points of a mask against the algorithms of 2020",
     "render": "labels at a finer resolution against dense interpolation",
     "subdivision": "refinement against loops over the dense fine grid",
+    "refinement": "what makes the head cheap on a trained run: Dice by voxels asked about, precision, batches",
+    "start": "importing the library and the first call of its compiled functions",
     "step": "a training step of every arm",
     "share": "share of voxels refined at prediction: Dice and seconds of a trained run",
     "board": "a training with and without logging, and TensorBoard's first page",
@@ -26,6 +30,8 @@ BENCHMARKS = {
     "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }
 PARTS = {"train": ("monai", "job", "growth", "roofline")}
+BY_CASE = ("render", "subdivision")  # those whose rows can be measured one at a time
+WITH_RUN = ("render", "refinement")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,11 +49,18 @@ def main(argv: Sequence[str]) -> int:
             default=REPOSITORY / "results" / "benchmarks",
             help="of the CSV and the chart (default: results/benchmarks)",
         )
+        if name in BY_CASE:
+            one.add_argument("--case", metavar="NAME", action="append", default=[], help="only this row (repeatable)")
+        if name in WITH_RUN:
+            one.add_argument("--run", metavar="RUN", type=Path, help="a trained run to measure on")
     chosen = options.parse_args(argv)
     sys.path.insert(0, str(REPOSITORY))  # benchmarks/ belongs to the repository, not to the installed packages
+    choice: dict[str, Any] = {"cases": chosen.case} if chosen.name in BY_CASE else {}
+    if chosen.name in WITH_RUN:
+        choice["trained"] = chosen.run
     module = import_module(f"benchmarks.{chosen.name}")
     if chosen.name not in PARTS:
-        show(module.run(quick=chosen.quick), chosen.name, chosen)
+        show(module.run(quick=chosen.quick, **choice), chosen.name, chosen)
         return 0
     for part in [chosen.part] if chosen.part else PARTS[chosen.name]:
         show(module.PARTS[part](quick=chosen.quick), f"{chosen.name}_{part}", chosen)
@@ -58,10 +71,13 @@ def show(rows: list[dict[str, object]], title: str, chosen: Namespace) -> None:
     """Print the rows; keep them as TITLE.csv and .png unless the run was quick."""
     print_rows(rows, title)
     if not chosen.quick:
-        from benchmarks.charts import draw_seconds, write_csv
+        from benchmarks.charts import draw_seconds, merged, read_csv, write_csv
 
         chosen.output.mkdir(parents=True, exist_ok=True)
-        write_csv(rows, chosen.output / f"{title}.csv")
+        table = chosen.output / f"{title}.csv"
+        if table.exists() and (getattr(chosen, "case", None) or getattr(chosen, "run", None)):
+            rows = merged(read_csv(table), rows)
+        write_csv(rows, table)
         draw_seconds(rows, chosen.output / f"{title}.png", title.replace("_", ": "))
         print(f"written: {chosen.output / title}.csv, .png")
 

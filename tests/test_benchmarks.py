@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import charts, getpoint, render
+from benchmarks import charts, getpoint, refinement, render
+from benchmarks.rows import chosen_names
+from vnet.errors import InputError
 
 
 @pytest.mark.parametrize("noise", [0.2, math.inf])
@@ -40,3 +42,29 @@ def test_rows_become_a_table_and_a_chart(tmp_path):
     assert (tmp_path / "rows.csv").read_text().splitlines() == ["case,one_s,two_s,extra", "a,0.5,0.1,", "b,0.2,,3"]
     charts.draw_seconds(rows, tmp_path / "rows.png", "title")
     assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_rows_measured_again_take_the_place_of_the_old(tmp_path):
+    old = [{"case": "a", "one_s": 0.5}, {"case": "b", "one_s": 0.2, "size": "2x3"}]
+    charts.write_csv(old, tmp_path / "rows.csv")
+    assert charts.read_csv(tmp_path / "rows.csv") == old
+    rows = charts.merged(old, [{"case": "c", "one_s": 1}, {"case": "a", "one_s": 0.4}])
+    assert [(row["case"], row["one_s"]) for row in rows] == [("a", 0.4), ("b", 0.2), ("c", 1)]
+
+
+def test_rows_are_chosen_by_name():
+    assert chosen_names(("a", "b", "c"), ["c", "a"]) == ["a", "c"]
+    assert chosen_names(("a", "b"), []) == ["a", "b"]
+    with pytest.raises(InputError, match="--case d: no such row; one of a; b"):
+        chosen_names(("a", "b"), ["d"])
+
+
+def test_the_most_uncertain_share_and_its_dice():
+    truth, unrefined, labels = np.zeros((2, 5), int), np.zeros((2, 5), int), np.ones((2, 5), int)
+    truth[0, :2] = 1
+    case = refinement.Refined(truth, unrefined, labels, np.array([0, 1, 7]), np.array([0.2, 0.1, 0.3]))
+    assert refinement.most_uncertain(case, 0.2).tolist() == [True, True, False]
+    assert case.dice(refinement.most_uncertain(case, 0.1), 2) == pytest.approx(2 / 3)
+    rows = {row["case"]: row for row in refinement.dice_rows([case], 2)}
+    assert rows["nothing refined"] == {"case": "nothing refined", "voxels_asked": 0, "dice": 0}
+    assert rows["margin 0.25"] == {"case": "margin 0.25", "voxels_asked": 0.2, "dice": 1}
