@@ -66,6 +66,39 @@ def load_weights(model: Segmenter, state: Mapping[str, Any], path: Path) -> None
     model.load_state_dict(theirs)
 
 
+def start_from(model: Segmenter, path: Path, dataset: Dataset) -> str:
+    """Put the weights of another training into a fresh `model`.
+
+    Where that training had other structures, the last layer and the head stay new; where it had other channels, what
+    reads the image does; a head that is not there stays new too. All else must agree.
+
+    Returns:
+        A line that says what was taken and what is new.
+
+    Raises:
+        InputError: not a checkpoint, or one of another network; names the first tensor that differs.
+    """
+    if not path.is_file():
+        raise InputError(f"training.init_from: {path}: no such checkpoint; correct the path")
+    state = read_checkpoint(path)
+    ours, theirs = model.state_dict(), dict(state["model"])
+    reasons, new = [], [] if any(name.startswith("head.") for name in theirs) else ["head."]
+    if tuple(state["structures"]) != dataset.structures:
+        reasons.append(f"structures {list(state['structures'])} there, {list(dataset.structures)} here")
+        new += ["network.logits.", "head."]
+    if state["in_channels"] != len(dataset.modalities):
+        reasons.append(f"{state['in_channels']} channels there, {len(dataset.modalities)} here")
+        new += ["network.encoders.0.", "head."]
+    fresh = [name for name in ours if name.startswith(tuple(new))]
+    if model.head is None:
+        theirs = {name: value for name, value in theirs.items() if not name.startswith("head.")}
+    taken = {name: value for name, value in theirs.items() if name not in fresh}
+    load_weights(model, {"model": {name: ours[name] for name in fresh} | taken}, path)
+    parts = sorted({prefix.rstrip(".") for prefix in new if any(name.startswith(prefix) for name in fresh)})
+    told = f"; new: {', '.join(parts)}" + (f" ({'; '.join(reasons)})" if reasons else "") if fresh else ""
+    return f"weights of {len(taken)} tensors from {path}{told}"
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model and what it was trained for.
@@ -108,6 +141,10 @@ def load_model(run: Run, config: Config, checkpoint: str) -> Trained:
     if checkpoint not in ("last", "best"):
         raise InputError(f"--checkpoint must be last or best, got {checkpoint}")
     path = run.folder / "checkpoints" / f"{checkpoint}.ckpt"
+    if checkpoint == "best" and config.data.fold == "all":
+        raise InputError(
+            f"{run.folder}: trained on every case (data.fold: all), no checkpoint is the best; use --checkpoint last"
+        )
     state = read_checkpoint(path)
     structures = tuple(state["structures"])
     model = build_model(config, in_channels=state["in_channels"], classes=len(structures), ignore=state["ignore"])

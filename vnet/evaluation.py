@@ -14,10 +14,13 @@ from vnet.data.dataset import Case
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.volumes import Volume, read_image, read_label
 from vnet.inference import Prediction, predict_volume
-from vnet.metrics import case_metrics, dice_scores
+from vnet.metrics import METRICS, case_metrics, dice_scores
 from vnet.model import Segmenter
 from vnet.refinement_report import refinement_rows
 from vnet.showcase import CasePicture, case_picture
+
+# the first columns of cases.csv
+CASE_COLUMNS = ("arm", "fold", "seed", "case", "structure", "refined", *METRICS)
 
 
 @dataclass(frozen=True)

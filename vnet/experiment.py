@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from vnet.checkpoints import load_model, read_checkpoint
+from vnet.checkpoints import load_model, start_from
 from vnet.config import Config
 from vnet.cost import (
     count_multiply_adds,
@@ -22,10 +22,10 @@ from vnet.cost import (
 from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
 from vnet.errors import InputError
-from vnet.evaluation import Evaluation, evaluate_cases
+from vnet.evaluation import CASE_COLUMNS, Evaluation, evaluate_cases
 from vnet.files import refuse_links, sweep, write_bytes, write_text
 from vnet.inference import tile_size
-from vnet.model import Segmenter, refuse_beyond_memory
+from vnet.model import Segmenter, build_model, refuse_beyond_memory
 from vnet.progress import Bar
 from vnet.runs import Run, environment, finished_hash, open_run, write_table
 from vnet.setting import Setting, read_data, read_setting
@@ -53,8 +53,7 @@ def train_run(config: Config) -> Run:
         return Run(here, run.config_hash)
     dataset = setting.dataset
     refuse_beyond_memory(config, in_channels=len(dataset.modalities), classes=len(dataset.structures))
-    if config.training.init_from and not run.last.is_file():
-        read_checkpoint(Path(config.training.init_from))  # refused before the run's folder is begun
+    refuse_start(run, config, dataset)
     begin(run, config, setting)
     fabric = Fabric(accelerator="auto", devices=1, precision=config.training.precision)
     trainer = Trainer(config, setting, run, fabric)
@@ -62,6 +61,13 @@ def train_run(config: Config) -> Run:
     model = load_model(run, config, "last").model.to(fabric.device)
     write_results(run, config, setting, trainer, model)
     return run
+
+
+def refuse_start(run: Run, config: Config, dataset: Dataset) -> None:
+    """Refuse weights to start from that do not fit, before anything is written."""
+    if config.training.init_from and not run.last.is_file():
+        model = build_model(config, in_channels=len(dataset.modalities), classes=len(dataset.structures))
+        start_from(model, Path(config.training.init_from), dataset)
 
 
 def begin(run: Run, config: Config, setting: Setting) -> None:
@@ -118,7 +124,7 @@ def score(model: Segmenter, names: tuple[str, ...], setting: Setting, config: Co
 def write_tables(folder: Path, scored: Evaluation, dataset: Dataset) -> None:
     write_pictures(folder / "pictures", scored.pictures, dataset)
     write_table(folder / "refinement.csv", scored.refinement)
-    write_table(folder / "cases.csv", scored.cases)
+    write_table(folder / "cases.csv", scored.cases, columns=CASE_COLUMNS)
 
 
 def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: str = "last") -> Path:
@@ -131,9 +137,16 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
         The folder of the tables.
 
     Raises:
-        InputError: not a run, a checkpoint that is missing, or a data set of other channels or structures.
+        InputError: not a run, a checkpoint that is missing, a data set of other channels or structures, or cases that
+            the run was trained on.
     """
     run, config = open_run(folder, overrides)
+    trained_fold = open_run(folder)[1].data.fold
+    if config.data.fold != trained_fold:
+        raise InputError(
+            f"data.fold: the run was trained for fold {trained_fold}; cases of fold {config.data.fold} it has seen: "
+            "leave the key out"
+        )
     set_threads(config.threads)
     trained = load_model(run, config, checkpoint)
     dataset, verdict = read_data(config)
@@ -143,6 +156,11 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
         fold = read_setting(config).fold
     else:
         fold = Fold(train=(), val=tuple(case.name for case in dataset.cases if case.label is not None))
+    if not fold.val:
+        raise InputError(
+            f"{run.folder}: trained on every case (data.fold: all), none is left to score; name another data set with "
+            "--data.root"
+        )
     if own and "steps" not in run.info():
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
     setting = Setting(dataset, verdict.content_hash, fold, trained.preprocessing, verdict.stamps)

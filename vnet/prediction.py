@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vnet.cost import set_threads
+from vnet.data.dataset import ENDINGS, stem
 from vnet.data.volumes import read_image, write_labels
 from vnet.errors import InputError
 from vnet.inference import Predictor
 from vnet.progress import Bar
 
-ENDINGS = (".nii.gz", ".nii")
-
 
 def list_inputs(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
     """Case name to the files of its image.
 
-    A file is a case; several channels are one 4-D file, or files NAME_0000, NAME_0001, ... as nnU-Net names them.
+    A file is a case; several channels are one 4-D file, or files NAME_0000, NAME_0001, ... as nnU-Net names them. Of
+    one channel the ending _0000 is left out where every file has it.
 
     Raises:
-        InputError: nothing there, or a case with too few channel files.
+        InputError: nothing there, or a case whose channel files are not those that are due.
     """
     if not path.exists():
         raise InputError(f"--input {path}: no such file or folder")
@@ -28,19 +28,28 @@ def list_inputs(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
     files = [file for file in files if file.name.endswith(ENDINGS)]
     if not files:
         raise InputError(f"--input {path}: no NIfTI file (.nii.gz or .nii) there")
+    numbers = [channel_number(file) for file in files]
+    numbered = channels > 1 or set(numbers) == {0}
     cases: dict[str, list[Path]] = {}
-    for file in files:
-        stem = file.name.removesuffix(".gz").removesuffix(".nii")
-        numbered = channels > 1 and stem[-5:-4] == "_" and stem[-4:].isdigit()
-        cases.setdefault(stem[:-5] if numbered else stem, []).append(file)
+    for file, number in zip(files, numbers, strict=True):
+        name = stem(file)
+        cases.setdefault(name[:-5] if numbered and number is not None else name, []).append(file)
+    due = [[None], [0]] if channels == 1 else [[None], list(range(channels))]
     faults = [
-        f"--input {path}: case {name} has {len(found)} channel files, the network reads {channels}"
+        f"--input {path}: case {name} consists of {', '.join(file.name for file in found)}; the network reads "
+        f"{channels} channels: one file, or {name}_0000 to {name}_{channels - 1:04d}"
         for name, found in cases.items()
-        if len(found) not in (1, channels)
+        if (numbered and [channel_number(file) for file in found] not in due) or (not numbered and len(found) > 1)
     ]
     if faults:
         raise InputError(faults)
     return {name: tuple(found) for name, found in cases.items()}
+
+
+def channel_number(file: Path) -> int | None:
+    """0 of NAME_0000.nii.gz, None of a name without such an ending."""
+    name = stem(file)
+    return int(name[-4:]) if name[-5:-4] == "_" and name[-4:].isascii() and name[-4:].isdigit() else None
 
 
 def predict_files(

@@ -159,12 +159,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows of equal keys as CSV; None is a blank, true and false are written small."""
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Rows of equal keys as CSV; None is a blank, true and false are written small.
+
+    Args:
+        columns: the head of a table without rows.
+    """
     rows = list(rows)
     text = StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    head = list(rows[0]) if rows else columns
+    if head:
+        writer = csv.DictWriter(text, head, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     write_text(path, text.getvalue())

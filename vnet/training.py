@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from vnet.board import Board
-from vnet.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from vnet.checkpoints import load_weights, read_checkpoint, save_checkpoint, start_from
 from vnet.config import Config, TrainingConfig
 from vnet.cost import count_multiply_adds, peak_memory_mib
 from vnet.data.batches import TrainingBatches
@@ -120,8 +120,9 @@ class Trainer:
             ]
             self.history = [dict(row) for row in done]
         elif self.config.training.init_from:
-            path = Path(self.config.training.init_from)
-            load_weights(self.plain, read_checkpoint(path), path)
+            line = start_from(self.plain, Path(self.config.training.init_from), self.setting.dataset)
+            print(line, flush=True)
+            self.run.log(line)
 
     def save(self, path: Path) -> None:
         dataset = self.setting.dataset

@@ -6,17 +6,23 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vnet.checkpoints import read_checkpoint
+from vnet.checkpoints import read_checkpoint, start_from
 from vnet.config import load_config
 from vnet.errors import InputError, RunFault
 from vnet.experiment import evaluate_run, train_run
+from vnet.inference import Predictor
+from vnet.model import build_model
+from vnet.prediction import predict_files
+from vnet.report import build_report, print_run_summary
 from vnet.runs import Run, keep
+from vnet.setting import read_setting
 from vnet.training import Preempted, Trainer
 
 
@@ -214,8 +220,6 @@ def test_dropped_steps_leave_the_weights_alone(tiny: list[str], monkeypatch: pyt
     plain = Trainer.apply
     monkeypatch.setattr(Trainer, "apply", lambda self, loss, *args: plain(self, loss * float("inf"), *args))
     folder = train_run(config).folder
-    from vnet.model import build_model
-
     state = read_checkpoint(folder / "checkpoints/last.ckpt")
     fresh = build_model(config, in_channels=1, classes=len(state["structures"])).state_dict()
     assert all(torch.equal(fresh[name], value) for name, value in state["model"].items())
@@ -231,6 +235,77 @@ def test_init_from_starts_with_those_weights(tiny: list[str]) -> None:
         torch.testing.assert_close(one[name], two[name])
     with pytest.raises(InputError, match=r"checkpoint of another network: .*use the config"):
         train_run(load_config([*tiny, "--arm", "dense", "--name", "third", *words[2:4], "--network.width", "8"]))
+
+
+def rename_structures(root: Path, names: list[str]) -> None:
+    description = json.loads((root / "dataset.json").read_text())
+    description["labels"] = {str(value): name for value, name in enumerate(names)}
+    (root / "dataset.json").write_text(json.dumps(description))
+
+
+def test_init_from_another_task_leaves_the_last_layer_new(
+    tiny: list[str], own_phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train_run(load_config([*tiny, "--arm", "coarse_s2"])).folder / "checkpoints/last.ckpt"
+    rename_structures(own_phantoms, ["background", "spleen", "kidney", "vessel"])
+    words = [*tiny, "--arm", "pointrend_s2", "--data.root", str(own_phantoms), "--name", "second"]
+    words += ["--training.init_from", str(first), "--training.learning_rate", "1e-30"]
+    config = load_config(words)
+    second = train_run(config).folder
+    told = capsys.readouterr().out
+    assert "new: head, network.logits (structures ['background', 'liver', 'kidney', 'vessel'] there, " in told
+    assert "new: head, network.logits" in (second / "log.txt").read_text()
+    one, two = (read_checkpoint(path)["model"] for path in (first, second / "checkpoints/last.ckpt"))
+    fresh = build_model(config, in_channels=1, classes=4).state_dict()
+    for name, value in two.items():
+        taken = not name.startswith(("head.", "network.logits."))
+        torch.testing.assert_close(value, one[name] if taken else fresh[name])
+
+
+def test_init_from_two_channels_leaves_the_first_stage_new(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "dense"])).folder
+    path = folder / "checkpoints/last.ckpt"
+    config = load_config([*tiny, "--arm", "dense"])
+    dataset = replace(read_setting(config).dataset, modalities=("T1", "T2"))
+    model, untouched = (build_model(config, in_channels=2, classes=4) for _ in range(2))
+    line = start_from(model, path, dataset)
+    assert line.endswith("new: network.encoders.0 (1 channels there, 2 here)")
+    theirs, before = read_checkpoint(path)["model"], untouched.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (before if name.startswith("network.encoders.0.") else theirs)[name]), name
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny: list[str]) -> None:
+    words = [*tiny, "--arm", "dense", "--training.init_from"]
+    with pytest.raises(InputError, match="training.init_from: nowhere.ckpt: no such checkpoint; correct the path"):
+        train_run(load_config([*words, "nowhere.ckpt"]))
+    Path("torn.ckpt").write_bytes(b"PK")
+    with pytest.raises(InputError, match="torn.ckpt: not a checkpoint of this project"):
+        train_run(load_config([*words, "torn.ckpt"]))
+    assert not Path("runs/tiny").exists()
+
+
+def test_a_run_on_all_cases_is_trained_to_be_used(
+    tiny: list[str], phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config([*tiny, "--arm", "pointrend_s2", "--data.fold", "all"])
+    folder = train_run(config).folder
+    assert folder.name == "foldall_seed0"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert rows(folder / "cases.csv") == []
+    print_run_summary(folder)
+    assert "no case was left to score" in capsys.readouterr().out
+    train_run(config)
+    assert "done" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"trained on every case .*another data set with --data.root"):
+        evaluate_run(folder, [])
+    with pytest.raises(InputError, match=r"data.fold: the run was trained for fold all; cases of fold 0 it has seen"):
+        evaluate_run(folder, ["--data.fold", "0"])
+    with pytest.raises(InputError, match=r"no checkpoint is the best; use --checkpoint last"):
+        Predictor(folder, checkpoint="best")
+    with pytest.raises(InputError, match="no rows; the runs scored no case"):
+        build_report([folder.parent])
+    assert len(predict_files(folder, phantoms / "imagesTr", "out")) == 6
 
 
 def test_seconds_end_the_training_in_place_of_steps(tiny: list[str]) -> None:

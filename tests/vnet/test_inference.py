@@ -23,7 +23,7 @@ from vnet.experiment import train_run
 from vnet.inference import Predictor, predict_volume, segment
 from vnet.model import Segmenter, build_model
 from vnet.network import VNetOutput
-from vnet.prediction import predict_files
+from vnet.prediction import list_inputs, predict_files
 
 
 class Averaging(nn.Module):
@@ -270,6 +270,41 @@ def test_a_bad_scan_does_not_cost_the_others(trained: Path, phantoms: Path, tmp_
     with pytest.raises(InputError, match=r"a_torn.nii.gz: .*(truncated|torn|cut)"):
         predict_files(trained, source, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in good]
+
+
+def named(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("channels", "files", "cases"),
+    [
+        (1, ["a_0000.nii.gz", "b_0000.nii"], ["a", "b"]),  # nnU-Net's imagesTs
+        (1, ["a_0000.nii.gz", "a_0001.nii.gz"], ["a_0000", "a_0001"]),  # a series of scans
+        (1, ["a.nii.gz", "b_0000.nii.gz", "notes.txt"], ["a", "b_0000"]),
+        (2, ["a_0000.nii", "a_0001.nii", "b.nii.gz"], ["a", "b"]),
+    ],
+)
+def test_files_are_gathered_to_cases(channels: int, files: list[str], cases: list[str], tmp_path: Path) -> None:
+    assert list(list_inputs(named(tmp_path / "in", *files), channels)) == cases
+
+
+@pytest.mark.parametrize(
+    ("channels", "files"),
+    [
+        (1, ["a.nii", "a.nii.gz"]),
+        (1, ["a_0000.nii", "a_0000.nii.gz"]),
+        (2, ["a_0000.nii"]),
+        (2, ["a_0001.nii", "a_0002.nii"]),
+        (2, ["a_0000.nii", "a_0001.nii", "a_0002.nii"]),
+    ],
+)
+def test_channel_files_that_are_not_due_are_refused(channels: int, files: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"case a consists of {files[0]}.*; the network reads {channels} channels"):
+        list_inputs(named(tmp_path / "in", *files), channels)
 
 
 @pytest.mark.parametrize("damage", ["torn", "pickle", "foreign"])

@@ -137,7 +137,8 @@ def read_labels(labels: object) -> tuple[tuple[str, ...], int | None, list[str]]
         number = whole_number(value)
         if number is None:
             faults.append(
-                f"{where}: value of {name!r:.80} must be a whole number, got {value!r:.80}; regions are not read"
+                f"{where}: value of {name!r:.80} must be a whole number, got {value!r:.80}; regions are not read: give "
+                "each voxel one structure's value"
             )
         elif not is_plain(name):
             faults.append(f"{where}: the name of {number} must be one printable line, got {name!r:.80}; correct it")

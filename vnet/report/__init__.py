@@ -39,6 +39,7 @@ from vnet.report.tables import (
     scores_table,
     structures_table,
 )
+from vnet.runs import read_table
 
 if TYPE_CHECKING:
     from vnet.report.drawings import Drawing
@@ -238,7 +239,7 @@ def print_run_summary(folder: Path) -> None:
     """
     console = terminal()
     lines = []
-    if (folder / "cases.csv").stat().st_size:
+    if read_table(folder / "cases.csv"):
         study = read_study([folder / "cases.csv"])
         console.print(rich_table(summary.summary_table(study)))
         lines = ["look at next:", *(f"  {line}" for line in summary.next_looks(study))]
