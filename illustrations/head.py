@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from vnet.data.volumes import read_image, read_label
 from vnet.errors import InputError
-from vnet.inference import Predictor
 from vnet.pictures import contour_picture, cut_slices, largest_slices
+from vnet.predictor import Predictor
 from vnet.setting import read_setting
 from vnet.showcase import png
 

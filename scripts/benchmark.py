@@ -26,6 +26,7 @@ BENCHMARKS = {
     "share": "share of voxels refined at prediction: Dice and seconds of a trained run",
     "board": "a training with and without logging, and TensorBoard's first page",
     "train": "training: MONAI's V-Net beside ours, the whole job, growth, where a step's time goes",
+    "predict": "mirroring, ensembles, clean-up and maps against one plain prediction",
     "volume": "prediction of one large volume: seconds and peak memory",
     "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }

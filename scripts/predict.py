@@ -11,20 +11,36 @@ def main(argv: Sequence[str]) -> int:
     options = Options(
         prog="predict.py",
         description=__doc__,
-        epilog="Keys of the config may follow, as --points.refine false, --points.test_share 0.02, --threads 1.",
+        epilog="Keys of the config may follow, as --points.refine false, --inference.mirror [x], --threads 1.",
     )
-    options.add_argument("run", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS")
+    options.add_argument(
+        "run", nargs="+", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS; of several the mean counts"
+    )
     options.add_argument("--input", required=True, help="a NIfTI file, or a folder of them")
     options.add_argument("--output", required=True, help="folder of the label files; they keep the images' names")
+    options.add_argument(
+        "--save",
+        nargs="+",
+        choices=["labels", "uncertainty", "probabilities"],
+        default=["labels"],
+        help="what to write: labels (the default); uncertainty, one byte a voxel, 1 where two classes tie; "
+        "probabilities, a 4-D volume of all classes x voxels, the one output whose size grows with the classes",
+    )
     options.add_argument("--checkpoint", choices=["last", "best"], default="last")
     options.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
     chosen, overrides = options.parse_with_overrides(argv)
     from vnet.prediction import predict_files
 
     written = predict_files(
-        chosen.run, chosen.input, chosen.output, checkpoint=chosen.checkpoint, overrides=overrides, device=chosen.device
+        chosen.run,
+        chosen.input,
+        chosen.output,
+        checkpoint=chosen.checkpoint,
+        overrides=overrides,
+        device=chosen.device,
+        save=tuple(dict.fromkeys(chosen.save)),
     )
-    print(f"wrote {len(written)} label file{'s' * (len(written) != 1)} to {chosen.output}")
+    print(f"wrote {len(written)} file{'s' * (len(written) != 1)} to {chosen.output}")
     return 0
 
 

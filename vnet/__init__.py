@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vnet.inference import Predictor
     from vnet.network import VNet
+    from vnet.predictor import Predictor
 
-_HOMES = {"VNet": "network", "Predictor": "inference"}
+_HOMES = {"VNet": "network", "Predictor": "predictor"}
 __all__ = ["Predictor", "VNet"]
 
 

@@ -36,7 +36,14 @@ ARMS: dict[str, dict[str, dict[str, int]]] = {
 # What a run's hash leaves out: where things lie and how fast they go, not what is computed.
 PLACES = ("run_root", "threads", "study", "data.root", "data.cache")
 # Keys added after results were committed: they count in the hash only when they differ from their default.
-ADDED_KEYS: tuple[str, ...] = ("data.phantom_kind", "points.window", "points.quotas")
+ADDED_KEYS: tuple[str, ...] = (
+    "data.phantom_kind",
+    "points.window",
+    "points.quotas",
+    "inference.mirror",
+    "inference.largest_component",
+    "inference.min_component_mm3",
+)
 
 
 FILE_BYTES, FILE_VALUES = 2**20, 100_000  # of a config file
@@ -236,13 +243,24 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How a volume larger than the patch is covered."""
+    """How a volume larger than the patch is covered, and what is done for a better answer."""
 
     overlap: float = 0.25
     """Share of a tile that neighbours have in common; 0.5 costs 2.4 times the tiles of 0.25."""
+    mirror: tuple[str, ...] = ()
+    """Axes of z, y, x along which the image is mirrored too, the answers averaged; n axes cost 2^n times as much.
+    Name axes that training.mirror names."""
+    largest_component: bool = False
+    """Keep the largest connected component of each structure; not for structures that come in pieces."""
+    min_component_mm3: float = 0.0
+    """Drop connected components smaller than this."""
 
     def __post_init__(self) -> None:
         require(0 <= self.overlap < 1, "inference.overlap", "lie in [0, 1)", self.overlap)
+        known = len(set(self.mirror)) == len(self.mirror) and set(self.mirror) <= set("zyx")
+        require(known, "inference.mirror", "name axes of z, y, x, each once", list(self.mirror))
+        volume = 0 <= self.min_component_mm3 < float("inf")
+        require(volume, "inference.min_component_mm3", "be 0 or more", self.min_component_mm3)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,15 @@
 """Labels of a volume on its own grid: tiles -> blended coarse logits -> rendered labels -> refined voxels.
 
+Several models, and mirrored views of the image, are averaged as logits.
+
 No float tensor of classes x native voxels exists on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +18,19 @@ from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
 from pointrend.render import render_labels
-from pointrend.sampling import best_class, sample_at, uncertainty
+from pointrend.sampling import best_class, uncertainty
 from pointrend.uncertain import uncertain_voxels
-from vnet.checkpoints import load_model
+from vnet.components import clean_components
 from vnet.config import Axes, Config, cumulative_strides
 from vnet.data.preprocessing import Preprocessing
-from vnet.data.volumes import Volume, volume_from_array
+from vnet.data.volumes import Volume
+from vnet.maps import probability_slabs, uncertainty_volume
 from vnet.model import Segmenter
-from vnet.runs import open_run
-from vnet.tiles import Blend, Box, TileGrid, lay_tiles
+from vnet.tiles import lay_tiles
+from vnet.views import TileFeatures, mean_maps, mirror_sets
 
 # Features of tiles are kept for the refinement up to this; those of further tiles are computed again.
 KEPT_FEATURE_BYTES = 2**30
-POINTS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ class Prediction:
         refined: whether a head was asked; then `index` may still be empty.
         index: (n,) flat indices of the refined voxels, ascending.
         uncertainty: (n,) second best minus best coarse logit there.
-        coarse: (K, d, h, w) logits on the canvas.
+        answer: (n,) second best minus best logit of the head there.
+        coarse: (K, d, h, w) logits on the canvas; of an ensemble their mean.
         canvas: voxels (z, y, x) of the padded working grid.
         extent: share of the canvas that the volume fills, per axis, from the origin.
+        logits: (K, n) the head's, where they were to be kept.
     """
 
     labels: np.ndarray
@@ -51,9 +55,11 @@ class Prediction:
     refined: bool
     index: np.ndarray
     uncertainty: np.ndarray
+    answer: np.ndarray
     coarse: Tensor
     canvas: Axes
     extent: tuple[float, ...]
+    logits: Tensor | None = None
 
     def uncertainty_map(self) -> np.ndarray:
         """(D, H, W) second best minus best logit, about on the working grid.
@@ -65,80 +71,30 @@ class Prediction:
         d, h, w = (max(round(n * share), 1) for n, share in zip(size, self.extent, strict=True))
         return uncertainty(dense)[0, :d, :h, :w].numpy()
 
+    def uncertainty_volume(self) -> np.ndarray:
+        """(D, H, W) uint8: 255 where two classes tie, 0 where one is sure; see `vnet.maps.uncertainty_volume`."""
+        return uncertainty_volume(self.coarse, self.labels.shape, self.extent, self.index, self.answer)
 
-class TileFeatures:
-    """The network over tiles; features are kept while they fit, else computed again when asked for.
+    def probability_slabs(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Probabilities of planes first:last, (K, last - first, H, W) float32, one slab after the other.
 
-    Kept is the part of a tile that points are read from, and only where more than one class is seen: in a body scan
-    most tiles hold no surface.
-    """
-
-    def __init__(self, model: Segmenter, image: Tensor, grid: TileGrid, *, budget: int = KEPT_FEATURE_BYTES) -> None:
-        self.model, self.image, self.grid, self.budget = model, image, grid, budget
-        self.corners = grid.corners()
-        self.kept: dict[int, tuple[Box, dict[str, Tensor]]] = {}
-
-    def tile(self, number: int) -> Tensor:
-        """(1, C, *tile) of the canvas, on the model's device."""
-        here = (slice(start, start + n) for start, n in zip(self.corners[number], self.grid.tile, strict=True))
-        device = next(self.model.parameters()).device
-        return self.image[(slice(None), *here)][None].to(device)
-
-    def logits(self, number: int) -> Tensor:
-        """(K, d, h, w) coarse logits of a tile."""
-        logits, features = self.model.predict(self.tile(number))
-        if features and self.budget > 0 and shows_surface(logits):
-            self.keep(number, features)
-        return logits[0]
-
-    def keep(self, number: int, features: Mapping[str, Tensor]) -> None:
-        strides = [self.strides(feature) for feature in features.values()]
-        z, y, x = (max(steps) for steps in zip((1, 1, 1), *strides, strict=True))
-        box = self.grid.owned(number, (z, y, x))
-        parts = {name: cut(feature, box, self.strides(feature)) for name, feature in features.items()}
-        size = sum(part.numel() * part.element_size() for part in parts.values())
-        if size <= self.budget:
-            self.budget -= size
-            # contiguous copies let go of the rest; the only tile of a volume is not copied
-            self.kept[number] = box, {name: part.contiguous() for name, part in parts.items()}
-
-    def strides(self, feature: Tensor) -> Axes:
-        d, h, w = (n // m for n, m in zip(self.grid.tile, feature.shape[2:], strict=True))
-        return d, h, w
-
-    def read(self, number: int, points: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """What the head reads of a tile, for points (N, 3) of the canvas's unit cube that are nearest to it.
-
-        Returns:
-            The points (1, N, 3) in the unit cube of a box of the tile, features (1, C, ...) and image (1, C, ...)
-            of that box; a tile is read once.
+        Raises:
+            ValueError: the head's logits were not kept.
         """
-        image = self.tile(number)
-        box: Box = (slice(0, image.shape[2]), slice(0, image.shape[3]), slice(0, image.shape[4]))
-        if number in self.kept:
-            box, features = self.kept.pop(number)
-        else:
-            features = self.model.predict(image).features
-        local = self.grid.to_box(points, self.corners[number], box)
-        return local[None].to(image.device), features, cut(image, box, (1, 1, 1))
+        logits = self.logits if self.refined else torch.zeros(len(self.coarse), 0)
+        if logits is None:
+            raise ValueError("probabilities need the head's logits; predict with keep_logits=True")
+        return probability_slabs(self.coarse, self.labels.shape, self.extent, self.index, logits)
 
 
-def shows_surface(logits: Tensor) -> bool:
-    """Whether more than one class wins somewhere in (1, K, ...) logits."""
-    labels = best_class(logits)
-    return bool((labels != labels.flatten()[0]).any())
-
-
-def cut(volume: Tensor, box: Box, strides: Axes) -> Tensor:
-    """The part of (1, C, ...) that a box, in voxels of stride 1, names."""
-    z, y, x = (slice(part.start // s, part.stop // s) for part, s in zip(box, strides, strict=True))
-    return volume[:, :, z, y, x]
+def segment(model: Segmenter, image: Tensor, size: Sequence[int], **rules: Any) -> Prediction:
+    """`segment_together` of one model."""
+    return segment_together([(model, image)], size, **rules)
 
 
 @torch.inference_mode()
-def segment(
-    model: Segmenter,
-    image: Tensor,
+def segment_together(
+    members: Sequence[tuple[Segmenter, Tensor]],
     size: Sequence[int],
     *,
     patch: Axes,
@@ -146,75 +102,127 @@ def segment(
     refine: bool,
     test_share: float,
     margin: float | None = None,
+    mirror: Sequence[str] = (),
+    keep_logits: bool = False,
 ) -> Prediction:
     """Segment a preprocessed volume on a target grid that spans the same box.
 
+    The logits of several models are averaged, not their probabilities: a mean of logits commutes with interpolation
+    and with the blending of tiles, so that averaging on the coarse grid and at the refined points is one and the
+    same, and surfaces between voxels stay where the models put them.
+
     Args:
-        model: in evaluation mode.
-        image: (C, D, H, W) on the working grid.
+        members: models in evaluation mode, of one output stride and number of classes, each with the image as it
+            wants it: (C, D, H, W) on the working grid, the same for all.
         size: voxels of the target grid, any.
         patch: voxels the network sees at once, multiples of the output stride.
         overlap: share of a tile that neighbours have in common, [0, 1).
-        refine: re-predict uncertain voxels, if the model has a head.
+        refine: re-predict the uncertain voxels of the mean, each model with its own head.
         test_share: share of the target's voxels that are refined.
         margin: refine only where best minus second-best logit is at most this.
+        mirror: axes (z, y, x) along which every tile is seen mirrored too.
+        keep_logits: keep the head's logits, for probabilities.
     """
-    stride = model.network.output_stride
-    working = image.shape[1:]
-    grid = lay_tiles(working, patch, overlap=overlap, align=stride)
-    padding = [n - m for n, m in zip(grid.canvas, working, strict=True)]
-    canvas = F.pad(image, [p for pad in reversed(padding) for p in (0, pad)])
+    working = members[0][1].shape[1:]
+    grid = lay_tiles(working, patch, overlap=overlap, align=members[0][0].network.output_stride)
+    padding = [p for n, m in zip(reversed(grid.canvas), reversed(working), strict=True) for p in (0, n - m)]
     extent = tuple(n / m for n, m in zip(working, grid.canvas, strict=True))
-    tiles = TileFeatures(model, canvas, grid, budget=KEPT_FEATURE_BYTES if refine else 0)
-    if len(tiles.corners) == 1:
-        coarse = tiles.logits(0)  # nothing to blend: the very logits of the network
-    else:
-        blend = Blend(classes=model.network.logits.out_channels, grid=grid, stride=stride)
-        for number, corner in enumerate(tiles.corners):
-            blend.add(tiles.logits(number), corner)
-        coarse = blend.result()
+    asked = refine and any(model.head is not None for model, _ in members)
+    budget = KEPT_FEATURE_BYTES // len(members) if asked else 0
+    views = [
+        TileFeatures(model, F.pad(image, padding), grid, budget=budget, mirrors=mirror_sets(mirror))
+        for model, image in members
+    ]
+    own, coarse = mean_maps(views, keep=asked)
     unrefined = np.asarray(render_labels(coarse[None], tuple(size), extent=extent)[0].cpu())
-    if not (refine and model.head is not None):
+    if not asked:
         none = np.zeros(0, np.int64)
-        return Prediction(unrefined, unrefined, False, none, none.astype(np.float32), coarse, grid.canvas, extent)
+        empty = none.astype(np.float32)
+        return Prediction(unrefined, unrefined, False, none, empty, empty, coarse.cpu(), grid.canvas, extent)
     index, margins = uncertain_voxels(
         coarse, tuple(size), count=round(test_share * int(np.prod(size))), margin=margin, extent=extent
     )
     labels = unrefined.copy()
-    refine_tiles(tiles, coarse, labels, index.cpu(), extent=extent)
-    return Prediction(
-        labels, unrefined, True, index.cpu().numpy(), margins.cpu().numpy(), coarse.cpu(), grid.canvas, extent
-    )
+    logits = torch.zeros(len(coarse), len(index)) if keep_logits else None
+    answer = refine_tiles(views, own, labels, index.cpu(), extent=extent, logits=logits)
+    kept = index.cpu().numpy(), margins.cpu().numpy(), answer.numpy()
+    return Prediction(labels, unrefined, True, *kept, coarse.cpu(), grid.canvas, extent, logits)
 
 
-def refine_tiles(tiles: TileFeatures, coarse: Tensor, labels: np.ndarray, index: Tensor, *, extent: tuple) -> None:
-    """Write the head's labels at flat `index` into `labels`, each voxel read from the tile nearest to it."""
-    head, flat = tiles.model.head, labels.reshape(-1)
-    assert head is not None
+def refine_tiles(
+    views: Sequence[TileFeatures],
+    own: Sequence[Tensor],
+    labels: np.ndarray,
+    index: Tensor,
+    *,
+    extent: tuple[float, ...],
+    logits: Tensor | None = None,
+) -> Tensor:
+    """Write the heads' labels at flat `index` into `labels`, each voxel read from the tile nearest to it.
+
+    Args:
+        own: the coarse logits of each model, which its head was trained to read.
+        logits: (K, n), filled with the heads' mean where given.
+
+    Returns:
+        (n,) second best minus best of the heads' mean.
+    """
+    flat, grid = labels.reshape(-1), views[0].grid
     points = voxel_centres(index, labels.shape) * torch.tensor(extent)  # unit cube of the canvas
-    owner, order = tiles.grid.nearest(points).sort(stable=True)
+    owner, order = grid.nearest(points).sort(stable=True)
     numbers, counts = owner.unique_consecutive(return_counts=True)
+    doubt = torch.zeros(len(index))
     for number, mine in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
-        local, features, image = tiles.read(number, points[mine])
-        for some, at in zip(mine.split(POINTS_AT_ONCE), local.split(POINTS_AT_ONCE, dim=1), strict=True):
-            at_points = sample_at(coarse[None], points[some][None].to(coarse.device)).to(image.device)
-            logits = head.predict_points(at, at_points, features, image)
-            flat[index[some].numpy()] = logits[0].argmax(0).cpu().numpy()
+        total = torch.zeros(len(own[0]), len(mine))
+        for view, coarse in zip(views, own, strict=True):
+            total += view.answers(number, points[mine], coarse)
+        total /= len(views)
+        flat[index[mine].numpy()] = best_class(total[None])[0].numpy()
+        doubt[mine] = uncertainty(total[None])[0]
+        if logits is not None:
+            logits[:, mine] = total
+    return doubt
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained model and how its images are prepared."""
+
+    model: Segmenter
+    preprocessing: Preprocessing
 
 
 def predict_volume(model: Segmenter, volume: Volume, preprocessing: Preprocessing, config: Config) -> Prediction:
     """Segment a volume as read from disk, on its own grid."""
-    image = torch.from_numpy(np.ascontiguousarray(preprocessing.apply(volume)))
-    return segment(
-        model,
-        image,
+    return predict_together([Member(model, preprocessing)], volume, config)
+
+
+def predict_together(
+    members: Sequence[Member], volume: Volume, config: Config, *, keep_logits: bool = False
+) -> Prediction:
+    """`predict_volume` of an ensemble; the working grid is the first member's."""
+    spacing_mm = members[0].preprocessing.spacing_mm
+    prepared: dict[Preprocessing, Tensor] = {}
+    for member in members:
+        own = replace(member.preprocessing, spacing_mm=spacing_mm)
+        if own not in prepared:
+            prepared[own] = torch.from_numpy(np.ascontiguousarray(own.apply(volume)))
+    images = [prepared[replace(member.preprocessing, spacing_mm=spacing_mm)] for member in members]
+    found = segment_together(
+        [(member.model, image) for member, image in zip(members, images, strict=True)],
         volume.array.shape[1:],
         patch=tile_size(config),
         overlap=config.inference.overlap,
         refine=config.points.refine,
         test_share=config.points.test_share,
         margin=config.points.margin,
+        mirror=config.inference.mirror,
+        keep_logits=keep_logits,
     )
+    rules = config.inference
+    for labels in (found.labels, found.unrefined)[: 2 if found.refined else 1]:
+        clean_components(labels, volume.spacing_mm, largest=rules.largest_component, min_mm3=rules.min_component_mm3)
+    return found
 
 
 def tile_size(config: Config) -> Axes:
@@ -222,42 +230,3 @@ def tile_size(config: Config) -> Axes:
     total = cumulative_strides(config.network.strides)[-1]
     d, h, w = (-(-n // s) * s for n, s in zip(config.training.patch, total, strict=True))
     return d, h, w
-
-
-class Predictor:
-    """A trained run as a function of an image.
-
-    Args:
-        run: a run folder.
-        checkpoint: `last` or `best`.
-        overrides: config keys as on the command line, for example ["--points.refine", "false"].
-        device: where the network runs.
-
-    Raises:
-        InputError: not a run, or a checkpoint that is missing or of another network.
-    """
-
-    def __init__(
-        self, run: str | Path, *, checkpoint: str = "last", overrides: Sequence[str] = (), device: str = "cpu"
-    ) -> None:
-        self.run, self.config = open_run(run, overrides)
-        trained = load_model(self.run, self.config, checkpoint)
-        self.model, self.preprocessing = trained.model.to(device), trained.preprocessing
-        self.structures, self.in_channels = trained.structures, trained.in_channels
-
-    def predict(self, volume: Volume) -> Prediction:
-        """Labels of a volume as `vnet.data.volumes.read_image` gives it, with and without refinement."""
-        return predict_volume(self.model, volume, self.preprocessing, self.config)
-
-    def __call__(self, image: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """Labels of an image in memory.
-
-        Args:
-            image: (X, Y, Z) or (X, Y, Z, C) as nibabel gives it.
-            affine: (4, 4) voxel to mm, of any orientation.
-
-        Returns:
-            (X, Y, Z) uint8 or uint16, voxel for voxel of `image`.
-        """
-        volume = volume_from_array(image, affine)
-        return volume.restore(self.predict(volume).labels)

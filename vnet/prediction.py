@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vnet.cost import set_threads
 from vnet.data.dataset import ENDINGS, stem
-from vnet.data.volumes import read_image, write_labels
+from vnet.data.volumes import Volume, read_image, write_labels, write_scaled
 from vnet.errors import InputError
-from vnet.inference import Predictor
+from vnet.inference import Prediction
+from vnet.predictor import Predictor
 from vnet.progress import Bar
+
+# what can be saved of a case: the end of the file's name
+SAVED = {"labels": "", "uncertainty": "_uncertainty", "probabilities": "_probabilities"}
 
 
 def list_inputs(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
@@ -53,28 +59,35 @@ def channel_number(file: Path) -> int | None:
 
 
 def predict_files(
-    run: str | Path,
+    runs: str | Path | Sequence[str | Path],
     source: str | Path,
     output: str | Path,
     *,
     checkpoint: str = "last",
     overrides: Sequence[str] = (),
     device: str = "cpu",
+    save: Sequence[str] = ("labels",),
 ) -> list[Path]:
-    """Label the images in `source` with a trained run.
+    """Label the images in `source` with a trained run, or several averaged.
+
+    Args:
+        save: any of `SAVED`.
 
     Returns:
-        The files written, NAME.nii.gz with the image's affine and header.
+        The files written, with the image's affine and header: NAME.nii.gz, NAME_uncertainty.nii.gz (1 where two
+        classes tie, 0 where one is sure; a byte a voxel) and NAME_probabilities.nii.gz (4-D, 16 bits a voxel and
+        class, along the structures).
 
     Raises:
         InputError: what could not be read, after all the others have been labelled.
     """
     source, output = Path(source), Path(output)
-    predictor = Predictor(run, checkpoint=checkpoint, overrides=overrides, device=device)
+    predictor = Predictor(runs, checkpoint=checkpoint, overrides=overrides, device=device)
     set_threads(predictor.config.threads)
     channels = predictor.in_channels
     cases = list_inputs(source, channels)
-    refuse_overwriting(cases, output)
+    targets = {name: {kind: output / f"{name}{SAVED[kind]}.nii.gz" for kind in save} for name in cases}
+    refuse_overwriting(cases, targets, output)
     output.mkdir(parents=True, exist_ok=True)
     written, faults = [], []
     with Bar("predicting", len(cases)) as bar:
@@ -83,9 +96,10 @@ def predict_files(
                 volume = read_image(files)
                 if len(volume.array) != channels:
                     raise InputError(f"{files[0]}: {len(volume.array)} channels, the network reads {channels}")
-                target = output / f"{name}.nii.gz"
-                write_labels(target, predictor.predict(volume).labels, volume)
-                written.append(target)
+                prediction = predictor.predict(volume, keep_logits="probabilities" in save)
+                for kind, target in targets[name].items():
+                    write_prediction(target, kind, prediction, volume)
+                    written.append(target)
             except InputError as error:
                 faults += error.faults
             bar.advance(name)
@@ -94,9 +108,29 @@ def predict_files(
     return written
 
 
-def refuse_overwriting(cases: dict[str, tuple[Path, ...]], output: Path) -> None:
-    """The labels of a scan must not take the place of the scan."""
-    for name, files in cases.items():
-        target = (output / f"{name}.nii.gz").resolve()
-        if target in [file.resolve() for file in files]:
+def write_prediction(path: Path, kind: str, prediction: Prediction, like: Volume) -> None:
+    """One of `SAVED` of a case."""
+    if kind == "labels":
+        write_labels(path, prediction.labels, like)
+    elif kind == "uncertainty":
+        whole = prediction.uncertainty_volume()
+        write_scaled(path, [(0, len(whole), whole[None])], like, dtype=np.uint8, channels=1)
+    else:
+        largest = np.iinfo(np.uint16).max
+        slabs = (
+            (first, last, np.rint(part * largest).astype(np.uint16))
+            for first, last, part in prediction.probability_slabs()
+        )
+        write_scaled(path, slabs, like, dtype=np.uint16, channels=len(prediction.coarse))
+
+
+def refuse_overwriting(cases: dict[str, tuple[Path, ...]], targets: dict[str, dict[str, Path]], output: Path) -> None:
+    """What is written must not take the place of a scan, nor of what is written of another."""
+    scans = {file.resolve() for files in cases.values() for file in files}
+    seen: set[Path] = set()
+    for target in (path for paths in targets.values() for path in paths.values()):
+        if target.resolve() in scans:
             raise InputError(f"--output {output}: {target.name} there is the image itself; name another folder")
+        if target in seen:
+            raise InputError(f"--save: two cases would be written to {target.name}; rename one of the images")
+        seen.add(target)

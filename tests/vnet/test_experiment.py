@@ -17,9 +17,9 @@ from vnet.checkpoints import read_checkpoint, start_from
 from vnet.config import load_config
 from vnet.errors import InputError, RunFault
 from vnet.experiment import evaluate_run, train_run
-from vnet.inference import Predictor
 from vnet.model import build_model
 from vnet.prediction import predict_files
+from vnet.predictor import Predictor
 from vnet.report import build_report, print_run_summary
 from vnet.runs import Run, keep
 from vnet.setting import read_setting

@@ -20,10 +20,11 @@ from vnet.data.preprocessing import Channel, Preprocessing
 from vnet.data.volumes import read_image, volume_from_array, write_labels
 from vnet.errors import InputError
 from vnet.experiment import train_run
-from vnet.inference import Predictor, predict_volume, segment
+from vnet.inference import predict_volume, segment
 from vnet.model import Segmenter, build_model
 from vnet.network import VNetOutput
 from vnet.prediction import list_inputs, predict_files
+from vnet.predictor import Predictor
 
 
 class Averaging(nn.Module):
