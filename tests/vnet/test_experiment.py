@@ -294,7 +294,7 @@ def test_a_run_on_all_cases_is_trained_to_be_used(
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
     assert rows(folder / "cases.csv") == []
     print_run_summary(folder)
-    assert "no case was left to score" in capsys.readouterr().out
+    assert "no validation case, so no score" in capsys.readouterr().out
     train_run(config)
     assert "done" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"trained on every case .*another data set with --data.root"):
