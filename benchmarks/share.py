@@ -14,8 +14,8 @@ import numpy as np
 from vnet.cost import set_threads
 from vnet.data.volumes import read_image, read_label
 from vnet.errors import InputError
-from vnet.inference import Predictor
 from vnet.metrics import case_metrics
+from vnet.predictor import Predictor
 from vnet.setting import read_setting
 
 Row = dict[str, Any]
