@@ -323,7 +323,12 @@ CONFIG = [
     Refusal(
         "a checkpoint to start from that is not there",
         f"{TRAIN} --training.init_from none.ckpt",
-        "none.ckpt: no such checkpoint; train the run first, or name another with --checkpoint",
+        "training.init_from: none.ckpt: no such checkpoint; correct the path",
+    ),
+    Refusal(
+        "mirroring along an axis that does not exist",
+        f"{TRAIN} --inference.mirror [w]",
+        "tiny.yaml: inference.mirror must name axes of z, y, x, each once, got ['w']",
     ),
     Refusal(
         "no data set",
@@ -397,7 +402,8 @@ DATA_SET = [
     Refusal(
         "a region in place of a label value",
         CHECK,
-        "dataset.json: labels: value of 'far' must be a whole number, got [1, 2]; regions are not read",
+        "dataset.json: labels: value of 'far' must be a whole number, got [1, 2]; regions are not read: give each "
+        "voxel one structure's value",
         description(labels={"background": 0, "near": 1, "far": [1, 2]}),
     ),
     Refusal(
