@@ -23,8 +23,8 @@ from pointrend.reading import best_class, sample_at
 from pointrend.uncertain import uncertain_voxels
 from vnet.data.volumes import read_image, read_label
 from vnet.errors import InputError
-from vnet.inference import Predictor
 from vnet.metrics import dice_scores
+from vnet.predictor import Predictor
 from vnet.setting import read_setting
 
 SHARES = (0.12, 0.06, 0.04, 0.03, 0.02, 0.01, 0.005)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vnet.data.volumes import read_image
-from vnet.inference import Predictor
+from vnet.predictor import Predictor
 from vnet.setting import read_setting
 
 
