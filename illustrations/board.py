@@ -22,7 +22,7 @@ TABS = (
     ("custom", "custom_scalars", "tf-line-chart, vz-line-chart2, tf-custom-scalar-multi-line-chart-card svg", 1300),
     ("mesh", "mesh", "tf-mesh-loader canvas", 760),
     ("hparams", "hparams", "vaadin-grid, .session-group, mat-table, table", 700),
-    ("text", "text", "tf-text-loader table, table", 900),
+    ("text", "text&tagFilter=guide", "tf-text-loader table, table", 620),
 )
 WIDTH = 1400
 PATIENCE_MS = 60_000

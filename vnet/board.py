@@ -120,7 +120,7 @@ class Board:
 
 
 def tag(name: str) -> str:
-    """`loss/total` -> `4 loss/total`.
+    """`loss/total` -> `6 loss/total`; brackets are left out, as Custom Scalars draws no curve whose name has one.
 
     Raises:
         ValueError: the group is not one of `GROUPS`.
@@ -128,7 +128,8 @@ def tag(name: str) -> str:
     group, _, rest = name.partition("/")
     if group not in GROUPS or not rest:
         raise ValueError(f"a curve must be named GROUP/NAME with a group of {GROUPS}, got {name!r}")
-    return f"{GROUPS.index(group) + 1} {group}/{rest}"
+    plain = re.sub(r"[()\[\]{}]", "", rest)
+    return f"{GROUPS.index(group) + 1} {group}/{plain}"
 
 
 def markdown_pairs(values: Mapping[str, Any]) -> str:

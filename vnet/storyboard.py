@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vnet.config import Config
 
-MEAN = "(mean)"  # sorts before every name of a structure
+MEAN = "0 mean"  # sorts before every name of a structure
 NEAR = [f"within {edge:g} mm" for edge in DISTANCE_EDGES_MM[:-1]]
 LIMIT_VOX = 3  # surface error of the strongest colour, in voxels
 DENSE_EDGE = 1  # the density of points is that within DISTANCE_EDGES_MM[1]: 2 mm
@@ -75,7 +75,8 @@ def open_page(board: Board, config: Config, structures: Sequence[str]) -> None:
 def charts(structures: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     """Section to chart to curves of the Custom Scalars tab; `structures` without the background."""
     dice = {
-        f"Dice: {name}": [f"dice/{name}/{kind}" for kind in ("answer", "unrefined")] for name in (MEAN, *structures)
+        f"Dice: {name.removeprefix('0 ')}": [f"dice/{name}/{kind}" for kind in ("answer", "unrefined")]
+        for name in (MEAN, *structures)
     }
     return {
         "1 with and without refinement": dice
@@ -240,7 +241,7 @@ def show_points(
 def density_curves(density: Density) -> dict[str, float | None]:
     shares = zip(NEAR, density.points, strict=False)
     named: dict[str, float | None] = {f"points/{near}": float(share) for near, share in shares}
-    return named | {f"points/density {NEAR[DENSE_EDGE]} (uniform = 1)": density.ratio(DENSE_EDGE)}
+    return named | {f"points/density {NEAR[DENSE_EDGE]}, uniform 1": density.ratio(DENSE_EDGE)}
 
 
 def on_white(figure: Figure) -> Picture:

@@ -71,7 +71,7 @@ def test_the_layout_puts_several_curves_in_one_chart(tmp_path):
     charts = {chart.title: list(chart.multiline.tag) for part in layout.category for chart in part.chart}
     assert [part.title for part in layout.category] == ["first"]
     # each is a regular expression that fits its own curve only
-    assert charts["CA1"] == [r"^1\ dice/CA1\ \(left\)/answer$", r"^1\ dice/CA1\ \(left\)/unrefined$"]
+    assert charts["CA1"] == [r"^1\ dice/CA1\ left/answer$", r"^1\ dice/CA1\ left/unrefined$"]
     assert charts["loss"] == [r"^6\ loss/dice$"]
 
 
@@ -110,6 +110,7 @@ def test_groups_sort_in_the_order_of_the_page():
     tags = [tag(f"{group}/x") for group in GROUPS]
     assert tags == sorted(tags)
     assert tags[0] == "1 dice/x"
+    assert tag("dice/CA1 (left) [a]{b}/answer") == "1 dice/CA1 left ab/answer"  # a bracket would hide its curve
 
 
 @pytest.mark.parametrize("name", ["los/total", "loss", "loss/"])

@@ -73,14 +73,14 @@ def test_the_board_tells_each_validation_once(tiny: list[str]) -> None:
     folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
     shown = curves(folder)
     wanted = (
-        "1 dice/(mean)/answer, 1 dice/(mean)/unrefined, 2 cases/1 worst, 2 cases/4 the same each time, "
+        "1 dice/0 mean/answer, 1 dice/0 mean/unrefined, 2 cases/1 worst, 2 cases/4 the same each time, "
         "3 surface, answer/mesh_VERTEX, 3 surface, unrefined/mesh_COLOR, 4 refinement/fixed, 4 refinement/by distance, "
         "4 refinement/calibration error, 4 refinement/uncertainty, 5 points/within 2 mm, 5 points/of one volume"
     )
     for tag in wanted.replace("surface, ", "surface; ").split(", "):
         assert [step for step, _ in shown[tag.replace(";", ",")]] == [3, 6], tag
     scored = [float(row["dice"]) for row in rows(folder / "metrics.csv")]
-    assert [value for _, value in shown["1 dice/(mean)/answer"]] == pytest.approx(scored, abs=1e-6)
+    assert [value for _, value in shown["1 dice/0 mean/answer"]] == pytest.approx(scored, abs=1e-6)
     fixed, broken = (shown[f"4 refinement/{kind}"][-1][1] for kind in ("fixed", "broken"))
     before, after = (shown[f"4 refinement/wrong {when}"][-1][1] for when in ("before", "after"))
     table = [row for row in rows(folder / "refinement.csv") if row["structure"] == "all structures"]
@@ -93,7 +93,7 @@ def test_an_arm_without_a_head_is_never_refined(tiny: list[str]) -> None:
     folder = train_run(load_config([*tiny, "--arm", "coarse_s2"])).folder
     assert {row["refined"] for row in rows(folder / "cases.csv")} == {"false"}
     shown = curves(folder)
-    assert "1 dice/(mean)/answer" in shown
+    assert "1 dice/0 mean/answer" in shown
     assert not [tag for tag in shown if "unrefined" in tag or tag.startswith(("4 refinement", "5 points"))]
 
 
