@@ -516,12 +516,15 @@ def config_parser(**kwargs: Any) -> ArgumentParser:
     return parser
 
 
-def load_config(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, **kwargs: Any) -> Config:
+def load_config(
+    argv: Sequence[str], *, base: Mapping[str, Any] | None = None, check_arms: bool = True, **kwargs: Any
+) -> Config:
     """The config of a command line: defaults < file < arm < command line.
 
     Args:
         argv: options as `--config FILE --arm NAME --data.fold 1`.
         base: nested keys in place of a file (a resolved config, whose arm is already applied).
+        check_arms: check the study's other arms as well; each takes a tenth of a second.
         kwargs: for the parser (`prog`, `description`).
 
     Raises:
@@ -539,7 +542,7 @@ def load_config(argv: Sequence[str], *, base: Mapping[str, Any] | None = None, *
     if base is None:
         arm = str(given.get("arm") or nested.get("arm") or "dense")
         arms = typed.study.arms if "study.arms" in given else (nested.get("study") or {}).get("arms")
-        for name in arms if isinstance(arms, Mapping) else {}:
+        for name in arms if check_arms and isinstance(arms, Mapping) else {}:
             if name != arm:
                 build(config_parser(), merge(nested, arm_overrides(str(name), arms, where)), where, [])
         nested = merge(nested, arm_overrides(arm, arms, where))

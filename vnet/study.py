@@ -25,7 +25,7 @@ def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, 
     study = load_config(argv, **kwargs).study
     for fold, seed, arm in itertools.product(study.folds, study.seeds, study.arms):
         words = [*argv, "--arm", arm, "--data.fold", str(fold), "--seed", str(seed)]
-        yield load_config(words), words
+        yield load_config(words, check_arms=False), words
 
 
 def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
