@@ -20,7 +20,7 @@ TABS = (
     ("scalars", "timeseries", "card-view canvas, card-view svg", 1250),
     ("images", "images", "tf-image-loader img", 1500),
     ("custom", "custom_scalars", "tf-line-chart, vz-line-chart2, tf-custom-scalar-multi-line-chart-card svg", 1300),
-    ("mesh", "mesh", "tf-mesh-loader canvas", 760),
+    ("mesh", "mesh&regexInput=pointrend", "tf-mesh-loader canvas", 1310),
     ("hparams", "hparams", "vaadin-grid, .session-group, mat-table, table", 700),
     ("text", "text&tagFilter=guide", "tf-text-loader table, table", 620),
 )
