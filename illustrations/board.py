@@ -49,7 +49,7 @@ def draw(runs: Path, output: Path) -> list[Path]:
             page.wait_for_selector(wanted, timeout=PATIENCE_MS)
             page.wait_for_timeout(4000)
             path = output / f"tensorboard_{name}.png"
-            page.screenshot(path=path)
+            page.screenshot(path=path, timeout=PATIENCE_MS)
             paths.append(path)
             page.close()
     return paths
@@ -130,5 +130,8 @@ def browser() -> Iterator[Any]:
             raise InputError("--board finds no Chromium; run: playwright install chromium") from None
         try:
             yield chromium
+        except Error as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--board: Chromium did not show a page ({reason}); try it again") from None
         finally:
             chromium.close()
