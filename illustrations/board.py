@@ -18,7 +18,7 @@ from vnet.errors import InputError
 # name of the picture, the tab's address, what must be on the page before it is taken, height in pixels
 TABS = (
     ("scalars", "timeseries", "card-view canvas, card-view svg", 1250),
-    ("images", "images", "tf-image-loader img", 1500),
+    ("images", "images&regexInput=pointrend", "tf-image-loader img", 1500),
     ("custom", "custom_scalars", "tf-line-chart, vz-line-chart2, tf-custom-scalar-multi-line-chart-card svg", 1300),
     ("mesh", "mesh&regexInput=pointrend", "tf-mesh-loader canvas", 1310),
     ("hparams", "hparams", "vaadin-grid, .session-group, mat-table, table", 700),
