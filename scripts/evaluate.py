@@ -18,10 +18,12 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--checkpoint", choices=["last", "best"], default="last")
     chosen, overrides = options.parse_with_overrides(argv)
     from vnet.experiment import evaluate_run
+    from vnet.processes import is_first
     from vnet.report import print_run_summary
 
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)
-    print_run_summary(folder)
+    if is_first():
+        print_run_summary(folder)
     return 0
 
 

@@ -14,13 +14,15 @@ def main(argv: Sequence[str]) -> int:
     try:
         with stopping_at_once():
             from vnet.experiment import train_run
+            from vnet.processes import is_first
             from vnet.report import print_run_summary
 
             run = train_run(config)
     except Preempted as stop:
         print(f"stopped; the same command continues where it stopped: {config.run_folder}", flush=True)
         return stop.exit_code
-    print_run_summary(run.folder)
+    if is_first():
+        print_run_summary(run.folder)
     return 0
 
 

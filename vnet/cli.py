@@ -11,16 +11,32 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from vnet.errors import InputError, RunFault
+from vnet.processes import code_of_another, first_to_speak, is_first, leave, lost_another
 
 INTERRUPTED = 130
+LOST = "another process ended without a word (killed, or out of memory?); the same command continues the run"
 
 
 def finish(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run `main` on the command line and exit.
 
     Exit codes: 0 done; 2 bad input or config, or a full disk; 3 stopped by a fault while running; 75 preempted and
-    resumable; 130 interrupted and resumable.
+    resumable; 130 interrupted and resumable. Of several processes the first alone writes to stdout, and one alone
+    reports a fault.
     """
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the life of the process
+    try:
+        code = outcome(main)
+    except BaseException:
+        leave(1)
+        raise
+    leave(code)
+    sys.exit(code)
+
+
+def outcome(main: Callable[[Sequence[str]], int]) -> int:
+    """The exit code of `main`, its fault reported."""
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -37,11 +53,16 @@ def finish(main: Callable[[Sequence[str]], int]) -> NoReturn:
             raise
         code = fail(system_fault(error).report(), InputError.exit_code)
         close_full_stdout()
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        if is_out_of_memory(error):
+            code = fail(f"error: out of memory; {LESS_MEMORY}", RunFault.exit_code)
+        elif lost_another(error):
+            code = code_of_another() or fail(f"error: {LOST}", RunFault.exit_code)
+        elif first_to_speak():
             raise
-        code = fail(f"error: out of memory; {LESS_MEMORY}", RunFault.exit_code)
-    sys.exit(code)
+        else:
+            code = 1
+    return code
 
 
 def system_fault(error: OSError) -> InputError:
@@ -98,5 +119,6 @@ LESS_MEMORY = "lower training.batch, training.patch or network.width, or give it
 
 
 def fail(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
+    if text and first_to_speak():
+        print(text, file=sys.stderr, flush=True)
     return code

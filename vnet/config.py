@@ -319,7 +319,7 @@ class Config:
     seed: int = 0
     """Seed of weights, batches and points."""
     threads: int = 0
-    """CPU threads; 0 takes every core."""
+    """CPU threads of each process; 0 divides the cores among the processes of a machine."""
     run_root: str = "runs"
     """Folder of the runs: RUN_ROOT/NAME/ARM/foldF_seedS."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vnet.model import Segmenter
+from vnet.processes import cores
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -64,12 +65,10 @@ def reset_peak_memory() -> bool:
 
 
 def set_threads(threads: int) -> None:
-    """CPU threads of torch and numba; 0 takes every core."""
-    import os
-
+    """CPU threads of torch and numba; 0 takes every core, or this process's part of them."""
     import numba
 
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or cores()
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 

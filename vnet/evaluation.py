@@ -16,6 +16,7 @@ from vnet.data.volumes import Volume, read_image, read_label
 from vnet.inference import Prediction, predict_volume
 from vnet.metrics import METRICS, case_metrics, dice_scores
 from vnet.model import Segmenter
+from vnet.processes import interleave
 from vnet.refinement_report import refinement_rows
 from vnet.showcase import CasePicture, case_picture
 
@@ -81,8 +82,13 @@ class Evaluation:
 
     cases: list[dict[str, Any]]
     refinement: list[dict[str, Any]]
-    seconds_per_case: float
     pictures: list[CasePicture]
+    seconds: list[float]
+
+    @property
+    def seconds_per_case(self) -> float:
+        """The median, NaN without cases."""
+        return float(np.median(self.seconds)) if self.seconds else float("nan")
 
 
 def evaluate_cases(
@@ -121,7 +127,22 @@ def evaluate_cases(
                 )
             ]
         shown(scored.case.name)
-    return Evaluation(rows, refinement, float(np.median(seconds)) if seconds else float("nan"), pictures)
+    return Evaluation(rows, refinement, pictures, seconds)
+
+
+def merge_evaluations(shares: Sequence[Evaluation], cases: Sequence[str]) -> Evaluation:
+    """One table of what several processes scored, in the order of `cases`."""
+    place = {case: number for number, case in enumerate(cases)}
+
+    def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(rows, key=lambda row: place[row["case"]])
+
+    return Evaluation(
+        ordered([row for share in shares for row in share.cases]),
+        ordered([row for share in shares for row in share.refinement]),
+        interleave([share.pictures for share in shares]),
+        interleave([share.seconds for share in shares]),
+    )
 
 
 def mean_of_case(rows: Sequence[dict[str, Any]]) -> float:
@@ -145,6 +166,11 @@ class DiceTable:
             self.scores.setdefault(refined, []).append(dice)
         present = dice[~np.isnan(dice)]
         return float(present.mean()) if len(present) else float("nan")
+
+    def merge(self, shares: Sequence[dict[bool, list[np.ndarray]]]) -> None:
+        """Take the scores of all processes, in the order of the cases that they shared."""
+        refined = sorted({key for share in shares for key in share})
+        self.scores = {key: interleave([share.get(key, []) for share in shares]) for key in refined}
 
     def means(self) -> dict[bool, dict[str, float]]:
         """refined or not -> structure -> mean Dice over cases; structures in no case are left out."""

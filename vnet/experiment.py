@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from vnet.checkpoints import load_model, start_from
 from vnet.config import Config
@@ -22,10 +21,11 @@ from vnet.cost import (
 from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
 from vnet.errors import InputError
-from vnet.evaluation import CASE_COLUMNS, Evaluation, evaluate_cases
+from vnet.evaluation import CASE_COLUMNS, Evaluation, evaluate_cases, merge_evaluations
 from vnet.files import refuse_links, sweep, write_bytes, write_text
 from vnet.inference import tile_size
 from vnet.model import Segmenter, build_model, refuse_beyond_memory
+from vnet.processes import connect, gather, highest, on_first, require_divisible, share_of
 from vnet.progress import Bar
 from vnet.runs import Run, environment, finished_hash, open_run, write_table
 from vnet.setting import Setting, read_data, read_setting
@@ -43,19 +43,19 @@ def train_run(config: Config) -> Run:
         InputError: bad data, or a run folder that holds another experiment.
         Preempted: a signal asked to stop.
     """
+    fabric = connect(config.training.precision)
     set_threads(config.threads)
     keep_memory()
-    setting = read_setting(config)
+    require_divisible(config, fabric.device.type)
+    setting = on_first(lambda: read_setting(config))
     run = Run(config.run_folder, config.hash(setting.content_hash))
-    if run.state(config.results_folder) == "done":
+    if on_first(lambda: run.state(config.results_folder)) == "done":
         here = run.folder if finished_hash(run.folder) == run.config_hash else config.results_folder
         print(f"{run.folder}: done; its tables are in {here}", flush=True)
         return Run(here, run.config_hash)
     dataset = setting.dataset
-    refuse_beyond_memory(config, in_channels=len(dataset.modalities), classes=len(dataset.structures))
-    refuse_start(run, config, dataset)
-    begin(run, config, setting)
-    fabric = Fabric(accelerator="auto", devices=1, precision=config.training.precision)
+    on_first(lambda: refuse_start(run, config, dataset))
+    on_first(lambda: begin(run, config, setting))
     trainer = Trainer(config, setting, run, fabric)
     trainer.train()
     model = load_model(run, config, "last").model.to(fabric.device)
@@ -64,7 +64,8 @@ def train_run(config: Config) -> Run:
 
 
 def refuse_start(run: Run, config: Config, dataset: Dataset) -> None:
-    """Refuse weights to start from that do not fit, before anything is written."""
+    """What does not fit the memory, or weights to start from that do not fit, before anything is written."""
+    refuse_beyond_memory(config, in_channels=len(dataset.modalities), classes=len(dataset.structures))
     if config.training.init_from and not run.last.is_file():
         model = build_model(config, in_channels=len(dataset.modalities), classes=len(dataset.structures))
         start_from(model, Path(config.training.init_from), dataset)
@@ -84,41 +85,45 @@ def begin(run: Run, config: Config, setting: Setting) -> None:
 
 def write_results(run: Run, config: Config, setting: Setting, trainer: Trainer, model: Segmenter) -> None:
     """Score the validation fold with the last checkpoint; cases.csv, written last, marks the run as done."""
-    training_mib = peak_memory_mib()
+    training_mib = highest(peak_memory_mib())  # of the process that took most
     told_apart = reset_peak_memory()
     scored = score(model, setting.fold.val, setting, config)
-    prediction_mib = peak_memory_mib()
+    prediction_mib = highest(peak_memory_mib())
     device = next(model.parameters()).device
     volume = torch.zeros(1, len(setting.dataset.modalities), *tile_size(config), device=device)
     progress = trainer.progress
-    run.write_info(
-        steps=progress.step,
-        dropped_steps=progress.bad_steps,
-        seconds=round(progress.seconds, 3),
-        seconds_per_step=round(float(np.median(progress.step_seconds)), 5),
-        seconds_waiting_per_step=round(float(np.median(progress.wait_seconds)), 5),
-        seconds_per_case=round(scored.seconds_per_case, 5),
-        peak_memory_mib=round(training_mib, 1),
-        peak_memory_prediction_mib=round(prediction_mib, 1) if told_apart else None,
-        parameters=count_parameters(model),
-        multiply_adds=count_multiply_adds(model, volume),
-        best_step=progress.best_step,
-    )
-    write_tables(run.folder, scored, setting.dataset)
+    facts = {
+        "steps": progress.step,
+        "dropped_steps": progress.bad_steps,
+        "seconds": round(progress.seconds, 3),
+        "seconds_per_step": round(float(np.median(progress.step_seconds)), 5),
+        "seconds_waiting_per_step": round(float(np.median(progress.wait_seconds)), 5),
+        "seconds_per_case": round(scored.seconds_per_case, 5),
+        "peak_memory_mib": round(training_mib, 1),
+        "peak_memory_prediction_mib": round(prediction_mib, 1) if told_apart else None,
+        "parameters": count_parameters(model),
+        "multiply_adds": count_multiply_adds(model, volume),
+        "best_step": progress.best_step,
+        "processes": trainer.fabric.world_size,
+    }
+    on_first(lambda: run.write_info(**facts))
+    on_first(lambda: write_tables(run.folder, scored, setting.dataset))
 
 
 def score(model: Segmenter, names: tuple[str, ...], setting: Setting, config: Config) -> Evaluation:
-    """`evaluate_cases` with a progress bar."""
-    with Bar("evaluating", len(names)) as bar:
-        return evaluate_cases(
+    """`evaluate_cases`, shared by the processes, with a progress bar (of the first one's share)."""
+    mine = tuple(share_of(names))
+    with Bar("evaluating", len(mine)) as bar:
+        scored = evaluate_cases(
             model,
-            setting.watched(names),
+            setting.watched(mine),
             setting.preprocessing,
             config,
             structures=setting.dataset.structures,
             ignore=setting.dataset.ignore,
             shown=bar.advance,
         )
+    return merge_evaluations(gather(scored), names)
 
 
 def write_tables(folder: Path, scored: Evaluation, dataset: Dataset) -> None:
@@ -147,13 +152,14 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
             f"data.fold: the run was trained for fold {trained_fold}; cases of fold {config.data.fold} it has seen: "
             "leave the key out"
         )
+    fabric = connect()
     set_threads(config.threads)
     trained = load_model(run, config, checkpoint)
-    dataset, verdict = read_data(config)
+    dataset, verdict = on_first(lambda: read_data(config))
     trained.require_same_task(dataset)
     own = checkpoint == "last" and config.hash(verdict.content_hash) == run.config_hash
     if verdict.content_hash == run.info().get("data_hash"):
-        fold = read_setting(config).fold
+        fold = on_first(lambda: read_setting(config)).fold
     else:
         fold = Fold(train=(), val=tuple(case.name for case in dataset.cases if case.label is not None))
     if not fold.val:
@@ -164,10 +170,10 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
     if own and "steps" not in run.info():
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
     setting = Setting(dataset, verdict.content_hash, fold, trained.preprocessing, verdict.stamps)
-    scored = score(trained.model, fold.val, setting, config)
+    scored = score(trained.model.to(fabric.device), fold.val, setting, config)
     target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
     refuse_links(target, run.folder)
     if not own:
-        write_text(target / "config.yaml", config.to_yaml())
-    write_tables(target, scored, dataset)
+        on_first(lambda: write_text(target / "config.yaml", config.to_yaml()))
+    on_first(lambda: write_tables(target, scored, dataset))
     return target

@@ -13,6 +13,7 @@ from vnet.data.volumes import Volume, read_image, write_labels, write_scaled
 from vnet.errors import InputError
 from vnet.inference import Prediction
 from vnet.predictor import Predictor
+from vnet.processes import connect, gather, interleave, place, share_of
 from vnet.progress import Bar
 
 # what can be saved of a case: the end of the file's name
@@ -68,7 +69,7 @@ def predict_files(
     device: str = "cpu",
     save: Sequence[str] = ("labels",),
 ) -> list[Path]:
-    """Label the images in `source` with a trained run, or several averaged.
+    """Label the images in `source` with a trained run, or several averaged; the processes share the images.
 
     Args:
         save: any of `SAVED`.
@@ -82,6 +83,8 @@ def predict_files(
         InputError: what could not be read, after all the others have been labelled.
     """
     source, output = Path(source), Path(output)
+    if place().world > 1:
+        device = str(connect(accelerator=device).device)
     predictor = Predictor(runs, checkpoint=checkpoint, overrides=overrides, device=device)
     set_threads(predictor.config.threads)
     channels = predictor.in_channels
@@ -89,9 +92,12 @@ def predict_files(
     targets = {name: {kind: output / f"{name}{SAVED[kind]}.nii.gz" for kind in save} for name in cases}
     refuse_overwriting(cases, targets, output)
     output.mkdir(parents=True, exist_ok=True)
-    written, faults = [], []
-    with Bar("predicting", len(cases)) as bar:
-        for name, files in cases.items():
+    written: list[list[Path]] = []
+    faults: list[str] = []
+    mine = share_of(list(cases.items()))
+    with Bar("predicting", len(mine)) as bar:
+        for name, files in mine:
+            written.append([])
             try:
                 volume = read_image(files)
                 if len(volume.array) != channels:
@@ -99,13 +105,14 @@ def predict_files(
                 prediction = predictor.predict(volume, keep_logits="probabilities" in save)
                 for kind, target in targets[name].items():
                     write_prediction(target, kind, prediction, volume)
-                    written.append(target)
+                    written[-1].append(target)
             except InputError as error:
                 faults += error.faults
             bar.advance(name)
+    faults = interleave(gather(faults))
     if faults:
         raise InputError(faults)
-    return written
+    return [path for paths in interleave(gather(written)) for path in paths]
 
 
 def write_prediction(path: Path, kind: str, prediction: Prediction, like: Volume) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vnet.config import Config, load_config
 from vnet.errors import InputError
+from vnet.processes import place
 from vnet.runs import keep
 
 
@@ -36,8 +37,9 @@ def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
         The config of the study.
 
     Raises:
-        InputError: a run ended with a fault; its own line is on stderr.
+        InputError: started as several processes, or a run ended with a fault; its own line is on stderr.
     """
+    require_alone()
     runs = list(study_configs(argv, **kwargs))
     for number, (config, words) in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
@@ -47,6 +49,15 @@ def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
         if config.study.keep and not (config.results_folder / "cases.csv").is_file():
             keep(config.run_folder, config.results_folder)
     return load_config(argv, **kwargs)
+
+
+def require_alone() -> None:
+    """Raises `InputError` under torchrun or srun: each run of a study is started from here, once."""
+    if (world := place().world) > 1:
+        raise InputError(
+            f"experiment.py: started as {world} processes, but it starts the runs itself, one after the other; train "
+            "each arm with torchrun and scripts/train.py, then start experiment.py once, which skips what is done"
+        )
 
 
 def run_forwarding_signals(words: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vnet.errors import RunFault
 from vnet.evaluation import DiceTable, mean_dice, predict_cases
 from vnet.files import naming
 from vnet.model import build_model
+from vnet.processes import gather, highest, interleave, on_first, share_of, start_mean, synchronised
 from vnet.progress import Bar
 from vnet.randomness import DROPOUT, point_generators, sample_seed
 from vnet.runs import Run, read_table, write_table
@@ -86,13 +87,16 @@ class Trainer:
     def __init__(self, config: Config, setting: Setting, run: Run, fabric: Fabric) -> None:
         self.config, self.setting, self.run, self.fabric = config, setting, run, fabric
         dataset = setting.dataset
-        self.plain = build_model(
-            config, in_channels=len(dataset.modalities), classes=len(dataset.structures), ignore=dataset.ignore
+        self.plain = synchronised(
+            build_model(
+                config, in_channels=len(dataset.modalities), classes=len(dataset.structures), ignore=dataset.ignore
+            )
         )
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         optimizer = build_optimizer(self.plain, config.training)
         self.restore(optimizer)
+        self.require_same_start()
         self.model, self.optimizer = fabric.setup(self.plain, optimizer)
         share = config.training.batch // fabric.world_size
         self.samples = range(fabric.global_rank * share, (fabric.global_rank + 1) * share)
@@ -124,21 +128,27 @@ class Trainer:
             print(line, flush=True)
             self.run.log(line)
 
+    def require_same_start(self) -> None:
+        """Each process has read the checkpoint itself: they must have seen the same."""
+        if len(steps := set(gather(self.progress.step))) > 1:
+            raise RunFault(
+                f"{self.run.last}: processes find steps {sorted(steps)} there; put run_root on a file system that all "
+                "machines share"
+            )
+
     def save(self, path: Path) -> None:
         dataset = self.setting.dataset
-        save_checkpoint(
-            path,
-            {
-                "model": self.plain.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "progress": asdict(self.progress),
-                "config_hash": self.run.config_hash,
-                "preprocessing": self.setting.preprocessing.to_dict(),
-                "structures": list(dataset.structures),
-                "in_channels": len(dataset.modalities),
-                "ignore": dataset.ignore,
-            },
-        )
+        state = {
+            "model": self.plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "config_hash": self.run.config_hash,
+            "preprocessing": self.setting.preprocessing.to_dict(),
+            "structures": list(dataset.structures),
+            "in_channels": len(dataset.modalities),
+            "ignore": dataset.ignore,
+        }
+        on_first(lambda: save_checkpoint(path, state))
 
     def share(self) -> float:
         """Progress in [0, 1]: of the steps, or of the seconds where those are given."""
@@ -160,7 +170,7 @@ class Trainer:
         board = self.open_board()
         total = self.config.training.steps if self.config.training.seconds is None else math.ceil(expected)
         with (
-            closing(board),
+            closing(board) if board else nullcontext(),
             closing(self.batches.stream(self.progress.step)) as stream,
             StopRequest() as stop,
             Bar(f"{self.config.arm}", total, self.progress.step) as bar,
@@ -169,23 +179,28 @@ class Trainer:
             while self.share() < 1:
                 terms = self.step(stream, board)
                 step = self.progress.step
+                asked = int(highest(stop.exit_code or 0))  # all processes stop at the same step
                 finished = self.share() >= 1
                 bar.advance(self.note(terms), done=step)
                 every = self.config.training.validate_every
                 if finished or (every and step % every == 0):
                     self.validate(board, bar)
-                    self.show_points(board)
-                if finished:
+                    if board:
+                        self.show_points(board)
+                if finished and board:
                     board.finish(step)
-                if finished or stop.exit_code is not None or step % self.config.training.checkpoint_every == 0:
-                    # first the curves, which are not drawn again for steps that the checkpoint holds
-                    board.flush()
+                if finished or asked or step % self.config.training.checkpoint_every == 0:
+                    if board:  # first the curves, which are not drawn again for steps that the checkpoint holds
+                        board.flush()
                     self.save(self.run.last)
-                if stop.exit_code is not None and not finished:
-                    raise Preempted(stop.exit_code)
+                if asked and not finished:
+                    raise Preempted(asked)
 
-    def open_board(self) -> Board:
-        """The run's event files; points past the checkpoint are taken back, so that none shows twice."""
+    def open_board(self) -> Board | None:
+        """The run's event files, of the first process; points past the checkpoint are taken back, so that none shows
+        twice."""
+        if not self.fabric.is_global_zero:
+            return None
         first = self.progress.step + 1
         if first == 1:
             for file in self.run.folder.glob("events.out.tfevents.*"):
@@ -195,32 +210,36 @@ class Trainer:
             return board
         return Board(self.run.folder, start_step=first)
 
-    def step(self, stream: Iterable, board: Board) -> dict[str, Tensor]:
-        """One optimiser step; a non-finite one is dropped and counted."""
+    def step(self, stream: Iterable, board: Board | None) -> dict[str, Tensor]:
+        """One optimiser step; a non-finite one is dropped and counted. Losses are those of the whole batch."""
         config, progress = self.config, self.progress
         start = time.perf_counter()
-        image, labels, names = next(stream)  # type: ignore[call-overload]
+        image, labels, _ = next(stream)  # type: ignore[call-overload]
         waited = time.perf_counter() - start
         rate = learning_rate(self.share(), peak=config.training.learning_rate, schedule=config.training.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         image, labels = self.fabric.to_device((image, labels))
-        torch.manual_seed(sample_seed(config.seed, progress.step, 0, DROPOUT))
+        torch.manual_seed(sample_seed(config.seed, progress.step, self.samples[0], DROPOUT))
         terms = self.model(image, labels, point_generators(config.seed, progress.step, self.samples))
-        loss = total_loss(terms, config.training)
-        self.fabric.backward(loss)
+        mean_terms = start_mean(terms)
+        self.fabric.backward(total_loss(terms, config.training))
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=config.training.clip_norm, error_if_nonfinite=False
         )
-        self.apply(loss, norm, terms, names)
+        terms = mean_terms()
+        loss = total_loss(terms, config.training)
+        self.apply(loss, norm, terms, self.batches.names(progress.step))
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         seconds = time.perf_counter() - start
+        if config.training.seconds is not None:
+            seconds = highest(seconds)  # the schedule follows the clock: one clock
         progress.seconds += seconds
         progress.step_seconds.append(seconds)
         progress.wait_seconds.append(waited)
-        if progress.step % LOG_EVERY == 0 or progress.step == 1:
+        if board and (progress.step % LOG_EVERY == 0 or progress.step == 1):
             self.log(board, terms, loss, norm, rate, seconds)
         return terms
 
@@ -256,19 +275,21 @@ class Trainer:
         dice = f" Dice {float(self.history[-1]['dice']):.3f}" if self.history else ""
         return f"loss {loss:.3f}{dice} {1 / np.median(self.progress.step_seconds[-20:]):.1f} steps/s"
 
-    def validate(self, board: Board, bar: Bar) -> None:
+    def validate(self, board: Board | None, bar: Bar) -> None:
         """Score the fold's validation cases; a row in metrics.csv, curves and pictures in TensorBoard."""
         if not self.setting.fold.val:
             return
-        cases = self.setting.watched(self.setting.fold.val)
+        cases = self.setting.watched(tuple(share_of(self.setting.fold.val)))
         self.plain.eval()
         structures, ignore = self.setting.dataset.structures, self.setting.dataset.ignore
         start = time.perf_counter()
         scores, stories = DiceTable(structures, ignore), []
         for number, scored in enumerate(predict_cases(self.plain, cases, self.setting.preprocessing, self.config)):
             stories.append(tell(scored, scores.add(scored), structures, ignore))
-            if number == 0:  # the same case each time, so that the slider shows it learn
+            if board and number == 0:  # the same case each time, so that the slider shows it learn
                 show_first_case(board, self.progress.step, scored, len(structures))
+        scores.merge(gather(scores.scores))
+        stories = interleave(gather(stories))
         means = scores.means()
         seconds = time.perf_counter() - start
         final = mean_dice(means[max(means)])  # refined, where there is a refined version
@@ -277,10 +298,11 @@ class Trainer:
         row |= {f"dice_{name}": means[max(means)].get(name) for name in structures[1:]}
         row |= {f"dice_unrefined_{name}": means[False].get(name) for name in structures[1:]}
         self.history.append(row | {"seconds_validation": seconds})
-        write_table(self.run.folder / "metrics.csv", self.history)
-        show_dice(board, step, means)
-        show_cases(board, step, stories)
-        show_refinement(board, step, stories, structures, self.config.arm)
+        on_first(lambda: write_table(self.run.folder / "metrics.csv", self.history))
+        if board:
+            show_dice(board, step, means)
+            show_cases(board, step, stories)
+            show_refinement(board, step, stories, structures, self.config.arm)
         bar.say(
             f"step {step}: validation Dice {final:.4f}"
             + ("" if len(means) == 1 else f" (unrefined {row['dice_unrefined']:.4f})")
@@ -319,12 +341,15 @@ class Trainer:
         left = training.seconds or training.steps * seconds
         expected = training.seconds / seconds if training.seconds else training.steps
         parameters = sum(p.numel() for p in self.plain.parameters())
+        if not self.fabric.is_global_zero:
+            return expected
+        shared = f", {self.fabric.world_size} processes" if self.fabric.world_size > 1 else ""
         line = (
             f"{config.arm}: {parameters:,} parameters, "
             f"{count_multiply_adds(self.plain, image[:1]) / 1e9:.2f} G multiply-adds a volume, "
             f"{len(self.setting.fold.train)} training and {len(self.setting.fold.val)} validation cases, "
             f"steps {self.progress.step} to {expected:.0f}, {peak_memory_mib():.0f} MiB, "
-            f"about {left * (1 - self.share()) / 60:.1f} minutes and validation"
+            f"about {left * (1 - self.share()) / 60:.1f} minutes and validation{shared}"
         )
         print(line, flush=True)
         self.run.log(line)

@@ -140,6 +140,10 @@ class TrainingBatches:
             self.orders = {epoch: order}  # replaced whole: another thread may be reading
         return int(order[place])
 
+    def names(self, step: int) -> list[str]:
+        """Cases of the whole batch of a step, those of other processes too."""
+        return [self.store.cases[self.case_number(step, number)].name for number in range(self.size)]
+
     def sample(self, step: int, number: int) -> tuple[Tensor, Tensor, str]:
         """Image (C, *patch), label (*patch) and case name of one sample."""
         case = self.case_number(step, number)

@@ -20,6 +20,7 @@ from vnet.data.stamps import require_unchanged, stamp
 from vnet.data.volumes import grid_fault, read_image, read_label
 from vnet.errors import InputError, RunFault
 from vnet.files import naming
+from vnet.processes import place
 
 FORMAT = 1  # of the kept arrays
 PLACES_PER_STRUCTURE = 4096
@@ -53,8 +54,9 @@ class CaseStore:
         preprocessing: how they are prepared.
         cache: folder for the arrays; None keeps them in memory only.
         ignore: label value that is no structure.
-        memory_bytes: what may be kept in memory; cases beyond are mapped from their files, so that a patch reads
-            its own part only (without a folder the least used one makes room).
+        memory_bytes: what may be kept in memory (default: a quarter of it, shared by the processes of this machine);
+            cases beyond are mapped from their files, so that a patch reads its own part only (without a folder the
+            least used one makes room).
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class CaseStore:
             raise ValueError(f"cases must be labelled and at least one, got {unlabelled or 'none'}")
         self.cases, self.preprocessing, self.ignore = tuple(cases), preprocessing, ignore
         self.folder = None if cache is None else Path(cache) / "volumes"
-        self.budget = memory_limit_bytes() // 4 if memory_bytes is None else memory_bytes
+        self.budget = memory_limit_bytes() // (4 * place().local_world) if memory_bytes is None else memory_bytes
         self.stamps = [stamp(case) for case in self.cases]
         self.kept: OrderedDict[int, Prepared] = OrderedDict()
         self.keys: dict[int, str] = {}
@@ -156,7 +158,7 @@ def structure_places(label: np.ndarray, ignore: int | None) -> np.ndarray:
 def save_parts(stem: Path, prepared: Prepared) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.part")
+        temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.{place().rank}.part")
         temporary.unlink(missing_ok=True)
         try:
             with naming(temporary), temporary.open("xb") as file:
