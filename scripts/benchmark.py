@@ -27,6 +27,7 @@ BENCHMARKS = {
     "board": "a training with and without logging, and TensorBoard's first page",
     "train": "training: MONAI's V-Net beside ours, the whole job, growth, where a step's time goes",
     "predict": "mirroring, ensembles, clean-up and maps against one plain prediction",
+    "processes": "two processes of one thread against one of two threads",
     "volume": "prediction of one large volume: seconds and peak memory",
     "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }
