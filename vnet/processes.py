@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ T = TypeVar("T")
 M = TypeVar("M", bound="nn.Module")
 # The others wait this long while the first reads a whole data set; one that dies is noticed at once.
 PATIENCE = timedelta(hours=2)
-CLAIM, CODE = "vnet/first to speak", "vnet/exit code"
+SECONDS_TO_STAY = 3.0
+CLAIM, CODE, LEFT = "vnet/first to speak", "vnet/exit code", "vnet/left"  # words in the store
 
 
 @dataclass(frozen=True)
@@ -287,13 +289,25 @@ def leave(code: int) -> None:
         return
     from torch import distributed
 
+    words = store()
     with suppress(RuntimeError):
         if code == 0:
             distributed.barrier()
         else:
-            store().compare_set(CODE, "", str(code))
+            words.compare_set(CODE, "", str(code))
     with suppress(RuntimeError):
         distributed.destroy_process_group()
+    if code:
+        stay_for_others(words)
+
+
+def stay_for_others(words: Any) -> None:
+    """Where the first process holds the store (torchrun holds it itself), it goes last: the others still read there."""
+    with suppress(RuntimeError):
+        gone, patience = words.add(LEFT, 1), time.monotonic() + SECONDS_TO_STAY
+        while is_first() and gone < place().world and time.monotonic() < patience:
+            time.sleep(0.02)
+            gone = words.add(LEFT, 0)
 
 
 def store() -> Any:

@@ -6,6 +6,7 @@ a list of [exit code, stdout, stderr], one a process.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -36,14 +37,17 @@ class Launcher:
         env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
         self.server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
-    def run(self, world: int, script: str, *argv: str, fault: dict[str, Any] | None = None) -> list[Ended]:
-        """Run a script as `world` processes of one machine.
+    def run(
+        self, folder: Path, world: int, script: str, *argv: str, fault: dict[str, Any] | None = None
+    ) -> list[Ended]:
+        """Run a script in `folder` as `world` processes of one machine.
 
         Args:
             fault: {"rank": r, "step": s, "kind": name of a function below}: what befalls a process in a step.
         """
-        assert self.server.stdin is not None and self.server.stdout is not None
-        job = {"argv": [script, *argv], "world": world, "fault": fault, "cwd": str(Path.cwd())}
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        job = {"argv": [script, *argv], "world": world, "fault": fault, "cwd": str(folder)}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         return [Ended(*one) for one in json.loads(self.server.stdout.readline())]
@@ -137,9 +141,11 @@ FAULTS = {
 
 
 if __name__ == "__main__":
-    import vnet.experiment
-    import vnet.prediction
-    import vnet.report  # noqa: F401
+    # also what a run imports when it first needs it; nothing is computed, for threads do not survive a fork
+    for name in "experiment prediction report storyboard pictures".split():
+        importlib.import_module(f"vnet.{name}")
+    for name in "matplotlib.backends.backend_agg matplotlib.figure monai.transforms skimage.morphology".split():
+        importlib.import_module(name)
 
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.vnet.conftest import TINY
 from tests.vnet.launcher import REPOSITORY, Ended, Launcher
 from vnet.checkpoints import read_checkpoint
 from vnet.errors import InputError
@@ -25,17 +28,37 @@ from vnet.processes import Place, cores, interleave, on_first, place, require_eq
 RUN = Path("tiny/pointrend_s2/fold0_seed0")
 
 
+class Runs:
+    """A folder of runs of one config, six steps of batches of six, by any number of processes."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data, self.launcher = folder, data, Launcher()
+        config = folder / "tiny.yaml"
+        config.write_text(yaml.safe_dump(TINY))
+        self.words = f"--config {config} --data.root {data} --data.cache {folder}/cache --arm pointrend_s2".split()
+        self.words += "--training.batch 6 --threads 1".split()
+
+    def start(self, world: int, script: str, *argv: object, **fault: Any) -> list[Ended]:
+        return self.launcher.run(self.folder, world, script, *map(str, argv), fault=fault or None)
+
+    def train(self, world: int, run_root: object, *argv: object, **fault: Any) -> list[Ended]:
+        return self.start(world, "train.py", *self.words, "--run_root", run_root, *argv, **fault)
+
+    def __getitem__(self, run_root: object) -> Path:
+        return self.folder / str(run_root) / RUN
+
+
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    one = Launcher()
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def words(tiny: list[str], tmp_path: Path) -> list[str]:
-    """A command line that trains for six steps on batches of six."""
-    return [*tiny, "--arm", "pointrend_s2", "--training.batch", "6", "--data.cache", str(tmp_path / "cache")]
+def runs(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Iterator[Runs]:
+    """With runs "1", "2" and "3", made by that many processes."""
+    made = Runs(tmp_path_factory.mktemp("processes"), phantoms)
+    for world in (1, 2, 3):
+        ended = made.train(world, world)
+        assert codes(ended) == [0] * world
+        assert lines(ended) == []
+        assert [bool(one.out) for one in ended] == [True] + [False] * (world - 1)  # one log, one progress bar
+    yield made
+    made.launcher.close()
 
 
 def codes(ended: list[Ended]) -> list[int]:
@@ -57,150 +80,142 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def weights(run_root: str) -> dict[str, torch.Tensor]:
-    return read_checkpoint(run_root / RUN / "checkpoints/last.ckpt")["model"]
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / "checkpoints/last.ckpt")["model"]
 
 
-def test_two_and_three_processes_have_the_losses_of_one(words: list[str], launcher: Launcher) -> None:
-    for world in (1, 2, 3):
-        ended = launcher.run(world, "train.py", *words, "--run_root", str(world))
-        assert codes(ended) == [0] * world
-        assert lines(ended) == []
-        assert [bool(one.out) for one in ended] == [True] + [False] * (world - 1)  # one log, one progress bar
-    alone = curves("1" / RUN)
-    for world in ("2", "3"):
-        shared = curves(world / RUN)
-        assert shared.keys() == alone.keys()
-        for tag, curve in alone.items():
-            assert [step for step, _ in shared[tag]] == [step for step, _ in curve], tag
-            # sums in another order, magnified by the choice of points and by Adam
-            values = [value for _, value in shared[tag]]
-            np.testing.assert_allclose(values, [value for _, value in curve], rtol=2e-3, atol=2e-4, err_msg=tag)
-        first = [shared[tag][0][1] / alone[tag][0][1] for tag in alone if "loss" in tag]
-        np.testing.assert_allclose(first, 1, rtol=1e-6)
-        assert json.loads((world / RUN / "run.json").read_text())["processes"] == int(world)
-    # two cases to validate on: the third process has none; scored again by one process the tables are the same
-    for name in ("cases.csv", "refinement.csv"):
-        before = ("3" / RUN / name).read_text()
-        ("3" / RUN / name).unlink()
-        if name == "refinement.csv":
-            assert codes(launcher.run(1, "evaluate.py", str("3" / RUN))) == [0]
-            assert ("3" / RUN / name).read_text() == before
-    assert len({line.split(",")[3] for line in ("3" / RUN / "cases.csv").read_text().splitlines()[1:]}) == 2
-
-
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
-def test_another_number_of_processes_continues(first: int, then: int, words: list[str], launcher: Launcher) -> None:
-    assert codes(launcher.run(1, "train.py", *words, "--run_root", "straight")) == [0]
-    # one process alone is told to stop: all stop, after the same step, with a checkpoint of it
-    fault = {"rank": first - 1, "step": 2, "kind": "terminate"}
-    ended = launcher.run(first, "train.py", *words, "--run_root", "moved", fault=fault)
-    assert codes(ended) == [75] * first
-    assert lines(ended) == []
-    assert read_checkpoint("moved" / RUN / "checkpoints/last.ckpt")["progress"]["step"] == 3
-    assert codes(launcher.run(then, "train.py", *words, "--run_root", "moved")) == [0]
-    straight, moved = curves("straight" / RUN), curves("moved" / RUN)
-    for tag, curve in straight.items():
-        assert [step for step, _ in moved[tag]] == [step for step, _ in curve], tag
-        values = [value for _, value in moved[tag]]
-        np.testing.assert_allclose(values, [value for _, value in curve], rtol=2e-3, atol=2e-4, err_msg=tag)
-    for name, value in weights("straight").items():
-        torch.testing.assert_close(weights("moved")[name], value, rtol=0, atol=2e-3)
+def require_near(run: Path, other: Path) -> None:
+    """The same curves, but for sums in another order, which the choice of points and Adam magnify."""
+    one, two = curves(run), curves(other)
+    assert one.keys() == two.keys()
+    for tag in one:
+        assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]], tag
+        ours, theirs = ([value for _, value in found[tag]] for found in (one, two))
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4, err_msg=tag)
+    ours, theirs = ([found[tag][0][1] for tag in found if "loss" in tag] for found in (one, two))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # of the first step
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_killed_processes_end_with_the_same_bits(world: int, words: list[str], launcher: Launcher) -> None:
-    assert codes(launcher.run(world, "train.py", *words, "--run_root", "straight")) == [0] * world
-    fault = {"rank": "all", "step": 5, "kind": "kill"}
-    assert codes(launcher.run(world, "train.py", *words, "--run_root", "killed", fault=fault)) == [-9] * world
-    fault = {"rank": 0, "step": 5, "kind": "interrupt"}
-    assert codes(launcher.run(world, "train.py", *words, "--run_root", "killed", fault=fault)) == [130] * world
-    assert codes(launcher.run(world, "train.py", *words, "--run_root", "killed")) == [0] * world
-    one, two = weights("straight"), weights("killed")
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+def test_several_processes_have_the_losses_of_one(world: int, runs: Runs) -> None:
+    require_near(runs[world], runs[1])
+    for name, value in weights(runs[1]).items():
+        torch.testing.assert_close(weights(runs[world])[name], value, rtol=0, atol=2e-3)
+    assert json.loads((runs[world] / "run.json").read_text())["processes"] == world
+
+
+def test_a_process_may_have_no_case_to_score(runs: Runs) -> None:
+    """Two cases, three processes; the tables are those that one process makes of the same checkpoint."""
+    table = (runs[3] / "cases.csv").read_text()
+    assert len({line.split(",")[3] for line in table.splitlines()[1:]}) == 2
+    before = {name: (runs[3] / name).read_text() for name in ("cases.csv", "refinement.csv")}
+    for name in before:
+        (runs[3] / name).unlink()
+    assert codes(runs.start(1, "evaluate.py", runs[3])) == [0]
+    assert {name: (runs[3] / name).read_text() for name in before} == before
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
+def test_another_number_of_processes_continues(first: int, then: int, runs: Runs) -> None:
+    where = f"{first}_then_{then}"
+    # one process alone is told to stop: all stop, after the same step, with a checkpoint of it
+    ended = runs.train(first, where, rank=first - 1, step=2, kind="terminate")
+    assert codes(ended) == [75] * first
+    assert lines(ended) == []
+    assert read_checkpoint(runs[where] / "checkpoints/last.ckpt")["progress"]["step"] == 3
+    assert codes(runs.train(then, where)) == [0] * then
+    require_near(runs[where], runs[1])
+
+
+def test_killed_processes_end_with_the_same_bits(runs: Runs) -> None:
+    world, where = 2, "killed"
+    assert codes(runs.train(world, where, rank="all", step=5, kind="kill")) == [-9] * world
+    assert read_checkpoint(runs[where] / "checkpoints/last.ckpt")["progress"]["step"] == 4
+    assert codes(runs.train(world, where)) == [0] * world
+    one, two = (read_checkpoint(runs[name] / "checkpoints/last.ckpt") for name in (world, where))
+    assert one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    for state, other in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(state[name], other[name]) for name in state)
     for name in ("cases.csv", "refinement.csv"):
-        assert ("straight" / RUN / name).read_text() == ("killed" / RUN / name).read_text()
-    assert curves("straight" / RUN) == curves("killed" / RUN)
+        assert (runs[where] / name).read_text() == (runs[world] / name).read_text()
+    assert curves(runs[where]) == curves(runs[world])
 
 
-def test_one_process_alone_ends_all_with_one_line(words: list[str], launcher: Launcher) -> None:
-    def befall(kind: str) -> list[Ended]:
-        fault = {"rank": 1, "step": 2, "kind": kind}
-        return launcher.run(3, "train.py", *words, "--run_root", kind, fault=fault)
+def test_ctrl_c_in_one_process_stops_all(runs: Runs) -> None:
+    ended = runs.train(2, "interrupted", rank=0, step=1, kind="interrupt")
+    assert codes(ended) == [130, 130]
+    assert lines(ended) == []
 
-    ended = befall("vanish")
-    assert codes(ended) == [3, 3, 3]
+
+def test_the_fault_of_one_process_ends_all_with_one_line(runs: Runs) -> None:
+    ended = runs.train(2, "vanish", rank=1, step=1, kind="vanish")
+    assert codes(ended) == [3, 3]
     assert lines(ended) == ["error: case phantom_001: its files vanished"]
-    ended = befall("kill")
+
+
+def test_a_killed_process_ends_the_others_with_one_line(runs: Runs) -> None:
+    ended = runs.train(3, "kill", rank=1, step=1, kind="kill")
     assert codes(ended) == [3, -9, 3]
     (line,) = lines(ended)
     assert "another process ended without a word" in line
-    ended = befall("stumble")  # a mistake of the program keeps its traceback, once
-    assert [one.code for one in ended] == [3, 1, 3]
-    assert [one.err.count("Traceback") for one in ended] == [0, 1, 0]
 
 
-def test_all_processes_drop_a_step_that_one_finds_bad(words: list[str], launcher: Launcher) -> None:
-    fault = {"rank": 1, "step": 3, "kind": "poison"}
-    assert codes(launcher.run(2, "train.py", *words, fault=fault)) == [0, 0]
-    info = json.loads(("runs" / RUN / "run.json").read_text())
-    assert (info["steps"], info["dropped_steps"]) == (6, 1)
-    assert all(value.isfinite().all() for value in weights("runs").values())
-    limit = ["--training.max_bad_steps", "0", "--run_root", "strict"]
-    ended = launcher.run(2, "train.py", *words, *limit, fault=fault)
+def test_a_mistake_of_the_program_keeps_its_traceback_once(runs: Runs) -> None:
+    ended = runs.train(2, "stumble", rank=1, step=1, kind="stumble")
+    assert [one.code for one in ended] == [1, 1]
+    assert [one.err.count("Traceback") for one in ended] == [0, 1]
+
+
+def test_all_processes_drop_a_step_that_one_finds_bad(runs: Runs) -> None:
+    short = ["--training.steps", "2", "--training.max_bad_steps"]
+    assert codes(runs.train(2, "poison", *short, 1, rank=1, step=1, kind="poison")) == [0, 0]
+    info = json.loads((runs["poison"] / "run.json").read_text())
+    assert (info["steps"], info["dropped_steps"]) == (2, 1)
+    assert all(value.isfinite().all() for value in weights(runs["poison"]).values())
+    ended = runs.train(2, "strict", *short, 0, rank=1, step=1, kind="poison")
     assert codes(ended) == [3, 3]
     (line,) = lines(ended)
     assert "1 steps with a non-finite loss" in line
     assert line.count("phantom_") == 6  # the cases of the whole batch: who was bad may be another process's
 
 
-def test_what_cannot_be_divided_is_refused_in_one_line(words: list[str], launcher: Launcher) -> None:
-    ended = launcher.run(2, "train.py", *words, "--training.batch", "3")
-    assert codes(ended) == [2, 2]
-    assert [line.split(";")[0] for line in lines(ended)] == [
-        "error: training.batch must be a multiple of the 2 processes, which share it, got 3"
-    ]
-    ended = launcher.run(2, "train.py", *words, "--network.norm", "batch")
-    assert codes(ended) == [2, 2]
-    (line,) = lines(ended)
-    assert "network.norm batch takes its statistics over the whole batch" in line
-    ended = launcher.run(2, "train.py", *words, "--data.fol", "1")  # before the processes know each other
-    assert codes(ended) == [2, 2]
-    assert lines(ended) == ["error: command line: unknown key data.fol; did you mean data.fold?"]
-    ended = launcher.run(2, "train.py", *words, "--data.root", "nowhere")  # met by the first process
-    assert codes(ended) == [2, 2]
-    (line,) = lines(ended)
-    assert "nowhere" in line
-    ended = launcher.run(2, "experiment.py", *words)
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("train.py", "--training.batch 3", "training.batch must be a multiple of the 2 processes, which share it, got"),
+        ("train.py", "--network.norm batch", "network.norm batch takes its statistics over the whole batch"),
+        ("train.py", "--data.fol 1", "unknown key data.fol; did you mean data.fold?"),  # before they are joined
+        ("train.py", "--data.root nowhere", "nowhere"),  # met by the first process
+        ("experiment.py", "", "started as 2 processes, but it starts the runs itself"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_in_one_line(
+    script: str, words: str, message: str, runs: Runs
+) -> None:
+    ended = runs.start(2, script, *runs.words, "--run_root", "refused", *words.split())
     assert codes(ended) == [2, 2]
     (line,) = lines(ended)
-    assert "started as 2 processes, but it starts the runs itself" in line
-    assert not Path("runs").exists()
+    assert message in line
+    assert not (runs.folder / "refused/tiny").exists()
 
 
-def test_prediction_is_shared(words: list[str], phantoms: Path, launcher: Launcher, tmp_path: Path) -> None:
-    assert codes(launcher.run(1, "train.py", *words)) == [0]
-    images = phantoms / "imagesTr"
+def test_prediction_is_shared(runs: Runs, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, file in enumerate(sorted((runs.data / "imagesTr").iterdir())[:4]):
+        (images / file.name).write_bytes(b"torn" if number == 2 else file.read_bytes())
+    where = ["--input", images, "--threads", "1", "--output"]
     for world in (1, 2):
-        ended = launcher.run(
-            world, "predict.py", str("runs" / RUN), "--input", str(images), "--output", f"{world}", "--threads", "1"
-        )
-        assert codes(ended) == [0] * world
-        assert "wrote 6 label files" in ended[0].out
-    for file in sorted(Path("1").iterdir()):
-        ours, theirs = (nib.loadsave.load(Path(folder, file.name)) for folder in ("1", "2"))
-        assert np.array_equal(np.asanyarray(ours.dataobj), np.asanyarray(theirs.dataobj)), file.name
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    for number, file in enumerate(sorted(images.iterdir())[:3]):
-        (bad / file.name).write_bytes(b"torn" if number == 1 else file.read_bytes())
-    ended = launcher.run(2, "predict.py", str("runs" / RUN), "--input", str(bad), "--output", "3", "--threads", "1")
-    assert codes(ended) == [2, 2]
-    (line,) = lines(ended)
-    assert sorted(file.name for file in Path("3").iterdir()) == sorted(
-        file.name for file in bad.iterdir() if file.read_bytes() != b"torn"
-    )
+        ended = runs.start(world, "predict.py", runs[1], *where, tmp_path / str(world))
+        assert codes(ended) == [2] * world
+        assert len(lines(ended)) == 1  # of the torn file
+    one, two = (sorted((tmp_path / world).iterdir()) for world in ("1", "2"))
+    assert [file.name for file in one] == [file.name for file in two]
+    assert len(one) == 3
+    for ours, theirs in zip(one, two, strict=True):
+        arrays = [np.asanyarray(nib.loadsave.load(file).dataobj) for file in (ours, theirs)]
+        assert np.array_equal(*arrays), ours.name
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
@@ -253,20 +268,21 @@ def test_shares_come_back_in_order() -> None:
     assert on_first(lambda: 3) == 3
 
 
-def test_torchrun_trains_is_killed_and_one_process_continues(words: list[str], tmp_path: Path) -> None:
+def test_torchrun_trains_is_stopped_and_one_process_continues(runs: Runs) -> None:
     """As a user types it: `torchrun --nproc_per_node 2 scripts/train.py --config ...`."""
-    steps = ["--training.steps", "400", "--training.checkpoint_every", "1", "--training.validate_every", "0"]
-    train = [str(REPOSITORY / "scripts/train.py"), *words, *steps]
+    words = "--training.steps 60 --training.checkpoint_every 1 --training.validate_every 0".split()
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *train]
-    process = subprocess.Popen(torchrun, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    last = "runs" / RUN / "checkpoints/last.ckpt"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    train = [str(REPOSITORY / "scripts/train.py"), *runs.words, "--run_root", "torchrun", *words]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*launch, *train], cwd=runs.folder, env=env, stdout=pipe, stderr=pipe)
+    last = runs["torchrun"] / "checkpoints/last.ckpt"
     while process.poll() is None and not last.is_file():
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate()
-    assert process.returncode != 0
-    assert "stopped; a checkpoint is written, the same command continues" in out
-    step = read_checkpoint(last)["progress"]["step"]
-    assert 1 <= step < 400
-    steps[1] = str(step + 1)
+    out, err = process.communicate()
+    assert process.returncode != 0, err
+    assert b"stopped; the same command continues where it stopped" in out
+    assert 1 <= read_checkpoint(last)["progress"]["step"] < 60
+    assert codes(runs.train(1, "torchrun", *words)) == [0]
+    assert read_checkpoint(last)["progress"]["step"] == 60
