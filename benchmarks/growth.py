@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 def measure(arm: str, side: int, classes: int, turns: int) -> Row:
     """Seconds of forward, losses and backward of one sample of side^3 voxels."""
-    config = load_config(["--config", "configs/study_hippocampus.yaml", "--arm", arm])
+    config = load_config(["--config", "configs/hippocampus.yaml", "--arm", arm])
     model = build_model(config, in_channels=1, classes=classes)
     image, blobs = made_batch((side,) * 3, 1)
     labels = (blobs * (torch.arange(side) * (classes - 1) // side + 1)).clamp_max(classes - 1)

@@ -29,7 +29,7 @@ def job(root: str, folder: str, name: str, steps: int) -> Row:
 
     words = f"--arm pointrend_s2 --name {name} --training.steps {steps} --training.validate_every 0".split()
     where = ["--data.root", root, "--run_root", folder, "--study.keep", "false"]
-    config = load_config(["--config", "configs/study_hippocampus.yaml", *words, *where])
+    config = load_config(["--config", "configs/hippocampus.yaml", *words, *where])
     first: list[float] = []
     trainers: list[Trainer] = []
     step = Trainer.step

@@ -50,7 +50,7 @@ def build(side: str) -> Side:
         monai = VNet(out_channels=CLASSES, act=MONAI[side], dropout_prob_down=None, dropout_prob_up=(None, 0.0)).train()
         return Side(monai, monai, lambda image, labels: total(segmentation_terms(monai(image), labels)))
     words = [f"--network.{key}={value}" for key, value in STAGES.items()]
-    config = load_config(["--config", "configs/study_hippocampus.yaml", "--arm", side, *words])
+    config = load_config(["--config", "configs/hippocampus.yaml", "--arm", side, *words])
     ours = build_model(config, in_channels=1, classes=CLASSES).train()
 
     def loss(image: Tensor, labels: Tensor) -> Tensor:

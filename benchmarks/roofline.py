@@ -1,7 +1,7 @@
 """Where a training step's time goes: multiply-adds and bytes of every operation against the machine's ceilings.
 
 The ceilings are measured here: the best convolution of a set of large ones (float32, all threads), a matrix product,
-a copy. A row an operation and shape of `configs/study_hippocampus.yaml`, from torch's profiler.
+a copy. A row an operation and shape of `configs/hippocampus.yaml`, from torch's profiler.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def bytes_of(shapes: Sequence[Sequence[int]]) -> int:
 
 def measure(arm: str, size: tuple[int, int, int], batch: int, ceiling: Row) -> list[Row]:
     """The operations of a step with the largest share of its seconds."""
-    step, _ = step_of(arm, "configs/study_hippocampus.yaml", *made_batch(size, batch))
+    step, _ = step_of(arm, "configs/hippocampus.yaml", *made_batch(size, batch))
     plain = []
     for _ in range(STEPS + 2):
         start = time.perf_counter()

@@ -22,6 +22,9 @@ from vnet.training import build_optimizer, total_loss
 
 Row = dict[str, Any]
 
+# one network; the head reads a point, or a window around it
+CONFIGS = ("configs/hippocampus.yaml", "configs/study_hippocampus.yaml")
+
 
 def step_of(arm: str, config_file: str, image: torch.Tensor, labels: torch.Tensor) -> tuple[Callable[[], None], float]:
     """A function that makes one optimiser step of an arm, and its multiply-adds a volume in G."""
@@ -100,13 +103,15 @@ def paired(seconds: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
 
 
-def run(quick: bool = False, config_file: str = "configs/study_hippocampus.yaml") -> list[Row]:
+def run(quick: bool = False) -> list[Row]:
     """Rows of the table; `quick` takes few turns of the smallest size."""
     set_threads(0)
     keep_memory()
-    patch = load_config(["--config", config_file]).training.patch
-    rows = measure(config_file, patch, batch=2, rounds=5 if quick else 40)
+    rows = []
+    for config_file in CONFIGS:
+        patch = load_config(["--config", config_file]).training.patch
+        rows += measure(config_file, patch, batch=2, rounds=5 if quick else 20)
     if not quick:
-        rows += measure(config_file, (96, 96, 96), batch=1, rounds=7)
-        rows += measure(config_file, (64, 128, 128), batch=1, rounds=7)
+        rows += measure(CONFIGS[0], (96, 96, 96), batch=1, rounds=7)
+        rows += measure(CONFIGS[0], (64, 128, 128), batch=1, rounds=5)
     return rows

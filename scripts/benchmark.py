@@ -29,6 +29,7 @@ BENCHMARKS = {
     "predict": "mirroring, ensembles, clean-up and maps against one plain prediction",
     "processes": "two processes of one thread against one of two threads",
     "volume": "prediction of one large volume: seconds and peak memory",
+    "kinds": "prediction of volumes of odd kinds: seconds, peak memory, Dice",
     "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }
 PARTS = {"train": ("monai", "job", "growth", "roofline")}
