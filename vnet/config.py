@@ -451,6 +451,19 @@ def refuse_unknown(keys: Mapping[str, Any] | Sequence[str], where: str) -> None:
         raise InputError(faults)
 
 
+def nulls(values: Mapping[str, Any], schema: type = Config, prefix: str = "") -> list[str]:
+    """A fault for each key that is null and may not be: the parser takes null for every type."""
+    faults = []
+    for item in fields(schema):
+        key, kind = f"{prefix}{item.name}", str(item.type)
+        value, nested = values.get(item.name), globals().get(kind)
+        if value is None and "None" not in kind:
+            faults.append(f"{key} must have a value, got null; leave the key out for its default")
+        elif isinstance(value, Mapping) and isinstance(nested, type) and is_dataclass(nested):
+            faults += nulls(value, nested, f"{key}.")
+    return faults
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """The nested keys of a YAML config file, refused where they are not of the schema."""
     try:
@@ -575,6 +588,8 @@ def build(parser: ArgumentParser, nested: Mapping[str, Any], where: str, argv: S
         from_file = parser.parse_object(dict(nested))
         args = list(argv)
         parsed = parser.parse_args(args, namespace=from_file) if args else from_file
+        if faults := nulls(parsed.as_dict()):
+            raise InputError(faults)
         parts = parser.instantiate(parsed)
         return Config(**{item.name: parts[item.name] for item in fields(Config)})
     except InputError as error:

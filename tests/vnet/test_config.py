@@ -145,3 +145,17 @@ def test_keys_of_the_head_are_checked() -> None:
     ):
         with pytest.raises(InputError, match=rule):
             load_config(words)
+
+
+@pytest.mark.parametrize("key", ["seed", "training.steps", "points.margin", "network.kernel"])
+def test_null_is_refused_where_a_key_must_have_a_value(key, tmp_path):
+    value = None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(value))
+    if key == "points.margin":  # null is one of its values
+        assert load_config(["--config", str(path)]).points.margin is None
+        return
+    with pytest.raises(InputError, match=f"{key} must have a value, got null; leave the key out for its default"):
+        load_config(["--config", str(path)])

@@ -166,6 +166,8 @@ def affine_fault(affine: np.ndarray) -> str | None:
         return f"of shape {affine.shape}"
     if not np.isfinite(affine).all():
         return "not finite"
+    if np.abs(affine).max() > 1e9:  # mm: its squares may overflow, and no scanner is that large
+        return f"of entries up to {np.abs(affine).max():.3g} mm"
     sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
     if not (sizes > 0).all():
         return f"singular (spacing {tuple(float(f'{s:.3g}') for s in sizes)} mm)"
