@@ -28,13 +28,13 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "runs/benchmark"
 
 PREDICT = """
-import json, resource, sys, time
+import json, sys, time
+from vnet.cost import peak_memory_mib
 from vnet.prediction import predict_files
 run, source, output, *overrides = sys.argv[1:]
 start = time.perf_counter()
 predict_files(run, source, output, overrides=overrides)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-print(json.dumps({"seconds": time.perf_counter() - start, "peak_memory_mib": round(peak)}))
+print(json.dumps({"seconds": time.perf_counter() - start, "peak_memory_mib": round(peak_memory_mib())}))
 """
 
 
