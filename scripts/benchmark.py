@@ -23,7 +23,6 @@ BENCHMARKS = {
     "refinement": "what makes the head cheap on a trained run: Dice by voxels asked about, precision, batches",
     "start": "importing the library and the first call of its compiled functions",
     "step": "a training step of every arm",
-    "share": "share of voxels refined at prediction: Dice and seconds of a trained run",
     "board": "a training with and without logging, and TensorBoard's first page",
     "train": "training: MONAI's V-Net beside ours, the whole job, growth, where a step's time goes",
     "predict": "mirroring, ensembles, clean-up and maps against one plain prediction",
