@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.rows import Row
 from vnet import training
 from vnet.config import Config, load_config
 from vnet.cost import set_threads
@@ -23,7 +24,6 @@ from vnet.errors import InputError
 from vnet.experiment import train_run
 from vnet.setting import read_setting
 
-Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--arm", "pointrend_s2"]
 # what the loop calls for the board's sake alone; `tell` also counts refined voxels for it

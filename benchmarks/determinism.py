@@ -10,10 +10,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from benchmarks.rows import Row
 from vnet.config import Config, load_config
 from vnet.cost import set_threads
 from vnet.model import Segmenter, build_model
@@ -21,8 +21,6 @@ from vnet.randomness import point_generators
 from vnet.training import build_optimizer, total_loss
 
 ARMS = ("dense", "pointrend_s2")
-
-Row = dict[str, Any]
 
 
 @contextmanager

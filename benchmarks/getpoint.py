@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from benchmarks.rows import Row
 from pointrend import getpoint
 
-Row = dict[str, Any]
 BETA, RADIUS = 0.95, 1
 
 

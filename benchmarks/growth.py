@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
 
 import torch
 
+from benchmarks.rows import Row
 from benchmarks.step import made_batch
 from vnet.config import load_config
 from vnet.cost import count_multiply_adds, keep_memory, set_threads
 from vnet.model import build_model
 from vnet.randomness import point_generators
 from vnet.training import total_loss
-
-Row = dict[str, Any]
 
 
 def measure(arm: str, side: int, classes: int, turns: int) -> Row:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fresh import call
+from benchmarks.rows import Row
 from vnet.data.phantoms import PhantomKind, write_phantoms
-
-Row = dict[str, Any]
 
 
 def job(root: str, folder: str, name: str, steps: int) -> Row:

@@ -6,14 +6,13 @@ The sides take turns in one process on the same made volume, with untrained netw
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.rows import Row, paired, take_turns
 from vnet.config import Config, load_config
 from vnet.cost import set_threads
 from vnet.data.preprocessing import Channel, Preprocessing
@@ -21,7 +20,6 @@ from vnet.data.volumes import Volume, volume_from_array
 from vnet.inference import Member, Prediction, predict_together
 from vnet.model import build_model
 
-Row = dict[str, Any]
 CONFIG = "configs/hippocampus.yaml"
 MIRROR_X = ("--inference.mirror", "[x]")
 MIRROR_ALL = ("--inference.mirror", "[z,y,x]")
@@ -78,20 +76,14 @@ def measure(arm: str, shape: tuple[int, int, int], rounds: int) -> list[Row]:
     """Median seconds over `rounds` turns, after one that is not counted; `of_plain` is the median of ratios within a
     turn."""
     sides = sides_of(arm, made_volume(shape))
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns(sides, rounds)
     return [
         {
             "side": name,
             "arm": arm,
             "size": "x".join(map(str, shape)),
             "seconds": round(statistics.median(values), 4),
-            "of_plain": round(statistics.median(a / b for a, b in zip(values, seconds["plain"], strict=True)), 2),
+            "of_plain": round(paired(values, seconds["plain"]), 2),
         }
         for name, values in seconds.items()
     ]

@@ -14,11 +14,10 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
+from benchmarks.rows import Row
 from vnet.data.phantoms import write_phantoms
 
-Row = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Reads a number of steps a line, answers with their seconds.

@@ -11,21 +11,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.fresh import call
-from benchmarks.step import made_batch, paired
+from benchmarks.rows import Row, paired
+from benchmarks.step import made_batch
 from vnet.config import ARMS, load_config
 from vnet.cost import keep_memory, peak_memory_mib, set_threads
 from vnet.losses import segmentation_terms
 from vnet.model import build_model
 from vnet.randomness import point_generators
 
-Row = dict[str, Any]
 CLASSES = 3
 MONAI = {"monai": "PRELU", "monai, in-place ELU": ("elu", {"inplace": True})}
 # of MONAI's V-Net; the paper's are deeper

@@ -10,16 +10,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.rows import Row
 from benchmarks.step import made_batch, step_of
 from vnet.cost import keep_memory, set_threads
 
-Row = dict[str, Any]
 STEPS = 3
 SHOWN = 14  # rows an arm; the rest is summed up
 

@@ -1,8 +1,10 @@
-"""What the benchmarks share: rows, and the choice of some of them."""
+"""What the benchmarks share: rows, the choice of some of them, and sides that take turns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vnet.errors import InputError
@@ -20,3 +22,20 @@ def chosen_names(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
     if strange:
         raise InputError([f"--case {name}: no such row; one of {'; '.join(known)}" for name in strange])
     return [name for name in known if not wanted or name in wanted]
+
+
+def take_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side by turn, after one that is not counted: the machine's moods hit all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def paired(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """Median over the turns of the ratio within a turn: a machine that slows down slows both."""
+    return statistics.median(a / b for a, b in zip(seconds, others, strict=True))

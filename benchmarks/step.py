@@ -6,21 +6,18 @@ The arms take turns in one process, on the same random batch, so that the machin
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.fresh import call
+from benchmarks.rows import Row, paired, take_turns
 from vnet.config import ARMS, load_config
 from vnet.cost import count_multiply_adds, keep_memory, peak_memory_mib, set_threads
 from vnet.model import build_model
 from vnet.randomness import point_generators
 from vnet.training import build_optimizer, total_loss
-
-Row = dict[str, Any]
 
 # one network; the head reads a point, or a window around it
 CONFIGS = ("configs/hippocampus.yaml", "configs/study_hippocampus.yaml")
@@ -54,13 +51,7 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
     `head_share` (of the arm's own step) are medians of ratios within a turn."""
     image, labels = made_batch(size, batch)
     arms = {arm: step_of(arm, config_file, image, labels) for arm in ARMS}
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    for turn in range(rounds + 1):
-        for arm, (step, _) in arms.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                seconds[arm].append(time.perf_counter() - start)
+    seconds = take_turns({arm: step for arm, (step, _) in arms.items()}, rounds)
     made = {arm: made_g for arm, (_, made_g) in arms.items()}
     del arms
     middle = {arm: statistics.median(values) for arm, values in seconds.items()}
@@ -96,11 +87,6 @@ def peak(arm: str, config_file: str, size: list[int], batch: int) -> Row:
     for _ in range(3):
         step()
     return {"peak_memory_mib": round(peak_memory_mib())}
-
-
-def paired(seconds: list[float], others: list[float]) -> float:
-    """Median over the turns of the ratio within a turn: a machine that slows down slows both."""
-    return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
 
 
 def run(quick: bool = False) -> list[Row]:

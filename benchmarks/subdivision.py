@@ -8,7 +8,6 @@ compared. Columns without `head` time everything but sampling and MLP: the head 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.rows import Row, chosen_names
+from benchmarks.rows import Row, chosen_names, take_turns
 from pointrend.coordinates import voxel_centres
 from pointrend.refine import PointRend
 from pointrend.sampling import best_class, sample_at, uncertainty
@@ -78,14 +77,7 @@ def refine_densely(coarse: Tensor, sizes: list[int], count: int, predict: Predic
 
 def fastest(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Seconds of each side, the fastest of `rounds` turns after one that is not counted; the sides take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: min(values) for name, values in seconds.items()}
+    return {name: min(values) for name, values in take_turns(sides, rounds).items()}
 
 
 class _Echo(PointRend):

@@ -14,16 +14,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import Row
 from vnet.data.dataset import open_dataset
 from vnet.data.phantoms import PhantomKind, write_phantoms
 from vnet.data.volumes import read_label
 from vnet.metrics import dice_scores
 
-Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "runs/benchmark"
 
