@@ -6,9 +6,6 @@ and four times as long backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,12 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pointrend._gather_kernels import interpolate_points, spread_points
-
-# Below this many values a second thread costs more than it brings: torch's own threads still wait in a busy loop for
-# their next work, and take the cores.
-VALUES_PER_THREAD = 1 << 18
-
-Task = Callable[[], None]
+from pointrend._threads import divide
 
 
 def interpolate(volume: Tensor, points: Tensor) -> Tensor:
@@ -45,11 +37,11 @@ class _Interpolate(torch.autograd.Function):
         values, places = _array(volume).reshape(*volume.shape[:2], -1), _array(points)
         out = torch.empty(*values.shape[:2], places.shape[1])
 
-        def task(sample: int, start: int, stop: int) -> Task:
-            return lambda: interpolate_points(values[sample], shape, places[sample], start, stop, into[sample])
+        def work(sample: int, start: int, stop: int) -> None:
+            interpolate_points(values[sample], shape, places[sample], start, stop, into[sample])
 
         into = out.numpy()
-        _divide(task, samples=len(values), parts=places.shape[1], values=out.numel())
+        divide(work, samples=len(values), parts=places.shape[1], values=out.numel())
         return out.to(volume.dtype)
 
     @staticmethod
@@ -66,31 +58,13 @@ class _Interpolate(torch.autograd.Function):
         shape = np.array(ctx.shape[2:])
         values, places, into = _array(gradient), _array(points), out.flatten(2).numpy()
 
-        def task(sample: int, first: int, last: int) -> Task:
-            return lambda: spread_points(values[sample], shape, places[sample], first, last, into[sample])
+        def work(sample: int, first: int, last: int) -> None:
+            spread_points(values[sample], shape, places[sample], first, last, into[sample])
 
-        _divide(task, samples=len(values), parts=values.shape[1], values=values.size)
+        divide(work, samples=len(values), parts=values.shape[1], values=values.size)
         return out.to(ctx.dtype), None
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.detach().float().contiguous().numpy()
     return array
-
-
-def _divide(task: Callable[[int, int, int], Task], *, samples: int, parts: int, values: int) -> None:
-    """Run task(sample, start, stop) for every sample and share of its parts, over threads where that pays.
-
-    The values are the same however many threads there are.
-    """
-    threads = min(torch.get_num_threads(), values // VALUES_PER_THREAD)
-    shares = max(-(-threads // max(samples, 1)), 1)  # of one sample
-    edges = [parts * share // shares for share in range(shares + 1)]
-    tasks = [task(sample, *edge) for sample in range(samples) for edge in pairwise(edges)]
-    if threads < 2:
-        for one in tasks:
-            one()
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(one) for one in tasks]:
-            done.result()

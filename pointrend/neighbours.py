@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from pointrend._threads import divide, traced
 from pointrend.coordinates import flat_index
 from pointrend.reading import read_at, read_voxels, sample_at
-
-# Below this many values a second thread costs more than it brings.
-VALUES_PER_THREAD = 1 << 16
 
 
 def read_window(volume: Tensor, points: Tensor, window: int, grid: Sequence[int] | None = None) -> Tensor:
@@ -60,8 +57,7 @@ def _offsets(window: int, points: Tensor) -> Tensor:
 
 def _at_voxels(volume: Tensor, index: Tensor, window: int) -> Tensor:
     """The windows around voxels (B, N); the compiled loop on the CPU, torch's gather elsewhere."""
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    if volume.device.type == "cpu" and volume.dtype == torch.float32 and not traced:
+    if volume.device.type == "cpu" and volume.dtype == torch.float32 and not traced():
         values: Tensor = _Windows.apply(volume, index, window)
         return values
     size = volume.shape[2:]
@@ -85,13 +81,18 @@ class _Windows(torch.autograd.Function):
         ctx.save_for_backward(index)
         ctx.size, ctx.window = tuple(volume.shape[2:]), window
         shape, reach = _as_3d(ctx.size, window)
-        values = volume.detach().contiguous().flatten(2).numpy()
+        values, at = volume.detach().contiguous().flatten(2).numpy(), index.numpy()
         out = torch.empty(*volume.shape[:2], window ** len(ctx.size), index.shape[1])
-        for one, at, into in zip(values, index.numpy(), out.numpy(), strict=True):
-            _divide(len(one), into.size, partial(gather_windows, one, shape, at, reach, into))
+        into = out.numpy()
+
+        def work(sample: int, start: int, stop: int) -> None:
+            gather_windows(values[sample], shape, at[sample], reach, into[sample], start, stop)
+
+        divide(work, samples=len(values), parts=values.shape[1], values=into.size)
         return out.flatten(1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         from pointrend._neighbour_kernels import scatter_windows
 
@@ -99,8 +100,12 @@ class _Windows(torch.autograd.Function):
         shape, reach = _as_3d(ctx.size, ctx.window)
         grad = grads[0].contiguous().unflatten(1, (-1, ctx.window ** len(ctx.size)))
         out = torch.zeros(*grad.shape[:2], *ctx.size)
-        for one, at, into in zip(grad.numpy(), index.numpy(), out.flatten(2).numpy(), strict=True):
-            _divide(len(one), one.size, partial(scatter_windows, one, shape, at, reach, into))
+        values, at, into = grad.numpy(), index.numpy(), out.flatten(2).numpy()
+
+        def work(sample: int, start: int, stop: int) -> None:
+            scatter_windows(values[sample], shape, at[sample], reach, into[sample], start, stop)
+
+        divide(work, samples=len(values), parts=values.shape[1], values=values.size)
         return out, None, None
 
 
@@ -108,14 +113,3 @@ def _as_3d(size: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
     """Shape and reach of the window per axis; 2D is 3D of depth 1."""
     lifted = 3 - len(size)
     return np.array([1] * lifted + [*size]), np.array([0] * lifted + [window // 2] * len(size))
-
-
-def _divide(channels: int, values: int, work: Callable[[int, int], None]) -> None:
-    """Each thread takes its share of the channels: no two write to the same place."""
-    threads = min(torch.get_num_threads(), channels, values // VALUES_PER_THREAD)
-    if threads < 2:
-        work(0, channels)
-        return
-    edges = [channels * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, edges[:-1], edges[1:]))

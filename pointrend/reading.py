@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pointrend._threads import traced
 from pointrend.coordinates import flat_index, to_grid
 
 
@@ -58,12 +59,7 @@ def _compiled_reads(volume: Tensor, points: Tensor) -> bool:
     """Whether numba may read the volume: on the CPU, in float32 at most, with no gradient of points, no tracing."""
     moving = torch.is_grad_enabled() and points.requires_grad
     plain = volume.device.type == points.device.type == "cpu" and torch.float64 not in (volume.dtype, points.dtype)
-    traced = (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-    return plain and not moving and not traced
+    return plain and not moving and not traced()
 
 
 def read_voxels(volume: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pointrend import _gather
+from pointrend import _threads
 from pointrend.coordinates import flat_index, voxel_centres
 from pointrend.sampling import (
     best_class,
@@ -95,7 +95,7 @@ def test_threads_and_memory_layout_do_not_change_what_is_read_nor_its_gradient(m
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone, gradient = read()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(_gather, "VALUES_PER_THREAD", 1)
+    monkeypatch.setattr(_threads, "VALUES_PER_THREAD", 1)
     assert torch.equal(read()[0], alone)
     assert torch.equal(read()[1], gradient)
     with torch.no_grad():
