@@ -57,6 +57,19 @@ class Progress:
     wait_seconds: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gave, still on the device: read a step later, so that the device never waits for the host."""
+
+    step: int
+    seconds: float
+    rate: float
+    terms: dict[str, Tensor]
+    loss: Tensor
+    norm: Tensor
+    dropped: Tensor
+
+
 def build_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or SGD over every parameter; norms, biases and activation slopes are not decayed."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -66,7 +79,7 @@ def build_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.opt
         return torch.optim.AdamW(
             groups, lr=config.learning_rate, fused=True
         )  # 3 times the speed of the loop, on the CPU too
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True, fused=True)
 
 
 def total_loss(terms: Mapping[str, Tensor], config: TrainingConfig) -> Tensor:
@@ -176,20 +189,27 @@ class Trainer:
             Bar(f"{self.config.arm}", total, self.progress.step) as bar,
             naming(self.run.folder),
         ):
+            unread: list[Outcome] = []
             while self.share() < 1:
-                terms = self.step(stream, board)
+                unread.append(self.step(stream))
                 step = self.progress.step
                 asked = int(highest(stop.exit_code or 0))  # all processes stop at the same step
                 finished = self.share() >= 1
-                bar.advance(self.note(terms), done=step)
                 every = self.config.training.validate_every
-                if finished or (every and step % every == 0):
+                validating = finished or (every > 0 and step % every == 0)
+                saving = finished or asked > 0 or step % self.config.training.checkpoint_every == 0
+                # the newest is read while the next step runs, unless something looks at where training stands
+                while len(unread) > (0 if validating or saving else 1):
+                    outcome = unread.pop(0)
+                    self.settle(outcome, board)
+                    bar.advance(self.note(outcome), done=outcome.step + 1)
+                if validating:
                     self.validate(board, bar)
                     if board:
                         self.show_points(board)
                 if finished and board:
                     board.finish(step)
-                if finished or asked or step % self.config.training.checkpoint_every == 0:
+                if saving:
                     if board:  # first the curves, which are not drawn again for steps that the checkpoint holds
                         board.flush()
                     self.save(self.run.last)
@@ -210,7 +230,7 @@ class Trainer:
             return board
         return Board(self.run.folder, start_step=first)
 
-    def step(self, stream: Iterable, board: Board | None) -> dict[str, Tensor]:
+    def step(self, stream: Iterable) -> Outcome:
         """One optimiser step; a non-finite one is dropped and counted. Losses are those of the whole batch."""
         config, progress = self.config, self.progress
         start = time.perf_counter()
@@ -230,7 +250,7 @@ class Trainer:
         )
         terms = mean_terms()
         loss = total_loss(terms, config.training)
-        self.apply(loss, norm, terms, self.batches.names(progress.step))
+        dropped = self.apply(loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         seconds = time.perf_counter() - start
@@ -239,39 +259,49 @@ class Trainer:
         progress.seconds += seconds
         progress.step_seconds.append(seconds)
         progress.wait_seconds.append(waited)
-        if board and (progress.step % LOG_EVERY == 0 or progress.step == 1):
-            self.log(board, terms, loss, norm, rate, seconds)
-        return terms
+        terms = {name: term.detach() for name, term in terms.items()}
+        return Outcome(progress.step - 1, seconds, rate, terms, loss.detach(), norm, dropped)
 
-    def apply(self, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor], names: Iterable[str]) -> None:
-        # with 16-bit floats the loss scaler drops steps of too large a scale by itself, as it should
-        scaled = self.config.training.precision == "16-mixed"
-        if bool(torch.isfinite(loss)) and (scaled or bool(torch.isfinite(norm))):
-            self.optimizer.step()
-            return
-        self.progress.bad_steps += 1
-        if self.progress.bad_steps > self.config.training.max_bad_steps:
-            values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-            raise RunFault(
-                f"{self.run.folder}: {self.progress.bad_steps} steps with a non-finite loss or gradient, the last at "
-                f"step {self.progress.step} with cases {', '.join(names)} ({values}); lower training.learning_rate, "
-                "use training.precision 32-true, or look at those cases"
+    def apply(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Update the weights, unless loss or gradient are not finite: decided on the device. Whether it was dropped."""
+        finite = torch.isfinite(loss)
+        if self.config.training.precision != "16-mixed":
+            finite = finite & torch.isfinite(norm)
+            # the fused optimisers leave weights and moments alone where this is 1, as for torch's loss scaler, which
+            # sets it itself with 16-bit floats and drops steps of too large a scale, as it should
+            self.optimizer.optimizer.found_inf = (~finite).float()
+        self.optimizer.step()
+        return ~finite
+
+    def settle(self, outcome: Outcome, board: Board | None) -> None:
+        """Count a dropped step, and draw its curves.
+
+        Raises:
+            RunFault: more of them than `training.max_bad_steps`.
+        """
+        if bool(outcome.dropped):
+            self.progress.bad_steps += 1
+            if self.progress.bad_steps > self.config.training.max_bad_steps:
+                values = ", ".join(f"{name} {term.item():g}" for name, term in outcome.terms.items())
+                raise RunFault(
+                    f"{self.run.folder}: {self.progress.bad_steps} steps with a non-finite loss or gradient, the last "
+                    f"at step {outcome.step} with cases {', '.join(self.batches.names(outcome.step))} ({values}); "
+                    "lower training.learning_rate, use training.precision 32-true, or look at those cases"
+                )
+        done = outcome.step + 1
+        if board and (done % LOG_EVERY == 0 or done == 1):
+            board.scalars(
+                done,
+                {"loss/total": outcome.loss.item()}
+                | {f"loss/{name}": term.item() for name, term in outcome.terms.items()}
+                | {"optimiser/learning_rate": outcome.rate, "optimiser/gradient_norm": outcome.norm.item()}
+                | {"optimiser/dropped_steps": float(self.progress.bad_steps)}
+                | {"speed/steps_per_second": 1 / outcome.seconds},
             )
 
-    def log(
-        self, board: Board, terms: Mapping[str, Tensor], loss: Tensor, norm: Tensor, rate: float, seconds: float
-    ) -> None:
-        board.scalars(
-            self.progress.step,
-            {"loss/total": loss.item()}
-            | {f"loss/{name}": term.item() for name, term in terms.items()}
-            | {"optimiser/learning_rate": rate, "optimiser/gradient_norm": norm.item()}
-            | {"optimiser/dropped_steps": float(self.progress.bad_steps), "speed/steps_per_second": 1 / seconds},
-        )
-
-    def note(self, terms: Mapping[str, Tensor]) -> str:
+    def note(self, outcome: Outcome) -> str:
         """Loss, Dice and speed for the progress bar."""
-        loss = total_loss(terms, self.config.training).item()
+        loss = outcome.loss.item()
         dice = f" Dice {float(self.history[-1]['dice']):.3f}" if self.history else ""
         return f"loss {loss:.3f}{dice} {1 / np.median(self.progress.step_seconds[-20:]):.1f} steps/s"
 

@@ -87,6 +87,14 @@ def test_a_closed_stream_leaves_no_thread(dataset):
     assert "batches" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_thread_that_dies_without_a_word_is_told(dataset, monkeypatch):
+    monkeypatch.setattr(TrainingBatches, "fill", lambda self, queue, stop, step: queue.put(self.batch(step)))
+    with closing(make(dataset).stream()) as stream:
+        next(stream)
+        with pytest.raises(RunFault, match="the thread that prepares batches died; run the same command again"):
+            next(stream)
+
+
 def test_the_thread_takes_one_core_and_leaves_the_others(dataset, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.faults.world import set_header
 from vnet.data.dataset import open_dataset
 from vnet.data.download import download_task, find_task
 from vnet.data.survey import find_unusual, survey_dataset
@@ -93,6 +94,33 @@ def test_check_names_every_fault_and_nothing_else(decathlon, save, main, capsys)
     out = capsys.readouterr().out
     assert out.count("wrong") == 3
     assert "unusual" not in out
+
+
+def test_check_names_ten_planted_faults_and_nothing_else(decathlon, save, main, capsys):
+    root = decathlon(12)
+    image, label = np.arange(210, dtype=np.float32).reshape(5, 6, 7), np.ones((5, 6, 7), np.uint8)
+    hole = image.copy()
+    hole[1, 2, 3] = np.nan
+    whole = (root / "imagesTr/case_01.nii.gz").read_bytes()
+    (root / "labelsTr/case_00.nii.gz").unlink()
+    (root / "imagesTr/case_01.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (root / "imagesTr/case_02.nii.gz").write_bytes(b"no gzip")
+    save(root / "labelsTr/case_03.nii.gz", np.full((5, 6, 7), 9, np.uint8))
+    save(root / "labelsTr/case_04.nii.gz", np.full((5, 6, 7), 0.5, np.float32))
+    save(root / "imagesTr/case_05.nii.gz", hole)
+    save(root / "labelsTr/case_06.nii.gz", label[:4])
+    save(root / "labelsTr/case_07.nii.gz", label, np.diag([1, 1, 3, 1]))
+    save(root / "imagesTr/case_08.nii.gz", np.stack([image, image], -1))
+    set_header(str(root / "imagesTr/case_09.nii.gz"), srow_x=[1, 1, 0, 0], srow_y=[1, 1, 0, 0], sform_code=1)
+    with pytest.raises(InputError) as caught:
+        main(["check", str(root)])
+    wanted = ["is not there", "ended before", "Not a gzipped", "hold 9", "not whole", "NaN", "shape", "affine differs"]
+    wanted += ["2 channels where dataset.json names 1", "singular"]
+    faults = caught.value.faults
+    assert [fault.split(":")[0] for fault in faults] == [f"case case_{number:02d}" for number in range(10)]
+    for fault, words in zip(faults, wanted, strict=True):
+        assert words in fault
+    assert capsys.readouterr().out.count("wrong") == 10
 
 
 def test_check_names_a_splits_file_that_does_not_fit(decathlon, main):

@@ -205,6 +205,12 @@ CONFIG = [
     ),
     Refusal("a key without value", "train.py --training.steps", "command line: ..."),
     Refusal(
+        "null where a key must have a value",
+        "train.py --config tiny.yaml",
+        "tiny.yaml: seed must have a value, got null; leave the key out for its default",
+        config("seed: null\n"),
+    ),
+    Refusal(
         "text where a number is due",
         f"{TRAIN} --training.steps many",
         "command line: training.steps must be int, got many",

@@ -1,11 +1,11 @@
-"""Mutated volumes, descriptions and splits: read, or refused in lines; never a traceback, a hang or a gigabyte."""
+"""Mutated volumes, descriptions, splits, configs and command lines are read, or refused in lines: never a traceback, a
+hang or a gigabyte."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import signal
-import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,21 +14,25 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.world import NAMES
+from tests.faults.world import CONFIG, NAMES
+from vnet.config import Config, known_keys, load_config
+from vnet.cost import peak_memory_mib, reset_peak_memory
 from vnet.data.dataset import open_dataset
 from vnet.data.folds import select_fold
 from vnet.data.volumes import read_image, read_label
 from vnet.errors import InputError
 
-MOST_SECONDS, MOST_BYTES = 10, 2**30
+MOST_SECONDS, MOST_MIB = 10, 1024
 FUZZ = settings(
     deadline=None,
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+FUZZ_CONFIGS = settings(FUZZ, max_examples=25)  # reading one takes a quarter of a second
 
 
 @contextmanager
@@ -41,17 +45,17 @@ def bounded() -> Iterator[None]:
     told: list[InputError] = []
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(MOST_SECONDS)
-    tracemalloc.start()
+    reset_peak_memory()
+    used = peak_memory_mib()
     try:
         yield
     except InputError as refusal:
         told.append(refusal)
     finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        added = peak_memory_mib() - used
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert peak < MOST_BYTES
+    assert added < MOST_MIB
     for refusal in told:
         assert refusal.faults
         assert all(line.strip() and "\n" not in line for line in refusal.faults)
@@ -173,6 +177,73 @@ def test_splits(value: Any, final: bool, world_data: Path) -> None:
             open_and_divide(world_data)
     finally:
         path.unlink()
+
+
+def nested_config(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def load(path: Path, words: list[str]) -> Config:
+    config = load_config(["--config", str(path), *words])
+    config.hash("data")
+    load_config([], base=yaml.safe_load(config.to_yaml()))
+    return config
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    path.write_bytes(yaml.safe_dump(value, allow_unicode=False).encode("utf-8", "surrogatepass"))
+
+
+@FUZZ_CONFIGS
+@given(key=st.sampled_from([*known_keys(), "study", "data", "network", "training", "points", "nobody"]), value=values)
+@example(key="training.steps", value=10**30)
+@example(key="seed", value=float("nan"))
+@example(key="study.arms", value={"dense": {"network": {"output_stride": [1, 2]}}})
+@example(key="study.arms", value={"": {}})
+@example(key="network.strides", value=[])
+@example(key="network.strides", value=[[2, 2]])
+@example(key="name", value="\x00")
+@example(key="data.fold", value=True)
+def test_configs(key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    write_yaml(path, CONFIG | nested_config(key, value))
+    with bounded():
+        load(path, [])
+
+
+@FUZZ_CONFIGS
+@given(content=st.text(max_size=120))
+@example(content="a: &a [*a]")
+@example(content="data: &a {root: *a}")
+@example(content="? [1, 2]\n: 3")
+@example(content="2024-13-45: 1")
+@example(content="seed: 1:1:1:1")
+@example(content="seed: " + "9" * 5000)
+@example(content="name: !!binary aGFybQ==")
+@example(content="<<: [1]")
+@example(content="[" * 5000)
+@example(content="\n".join(["a: &a [x, x]", *(f"b{n}: &b{n} [*a, *a]" for n in range(200))]))
+def test_configs_of_any_text(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with bounded():
+        load(path, [])
+
+
+@FUZZ_CONFIGS
+@given(key=st.sampled_from(known_keys()), word=st.text(max_size=20))
+@example(key="training.patch", word="[1,")
+@example(key="points.features", word="[null]")
+@example(key="data.root", word="\x00")
+@example(key="study.folds", word="[all]")
+@example(key="name", word="")
+def test_words_of_a_command(key: str, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    with bounded():
+        load(path, [f"--{key}", word])
 
 
 @pytest.fixture

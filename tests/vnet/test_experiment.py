@@ -207,8 +207,8 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_cases(tiny: list[str], mon
     config = load_config([*tiny, "--arm", "dense", "--training.max_bad_steps", "2"])
     plain = Trainer.apply
 
-    def poisoned(self: Trainer, loss: torch.Tensor, *args: object) -> None:
-        plain(self, loss * float("nan"), *args)  # type: ignore[arg-type]
+    def poisoned(self: Trainer, loss: torch.Tensor, *args: object) -> torch.Tensor:
+        return plain(self, loss * float("nan"), *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "apply", poisoned)
     with pytest.raises(RunFault, match=r"3 steps with a non-finite loss .* cases \S+, \S+ \(dice .*learning_rate"):
