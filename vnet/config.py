@@ -40,6 +40,7 @@ ADDED_KEYS: tuple[str, ...] = (
     "data.phantom_kind",
     "points.window",
     "points.quotas",
+    "training.point_dice_weight",
     "inference.mirror",
     "inference.largest_component",
     "inference.min_component_mm3",
@@ -220,7 +221,9 @@ class TrainingConfig:
     init_from: str | None = None
     """Checkpoint whose network weights training starts from."""
     point_weight: float = 1.0
-    """Weight of the loss on points; Dice and cross-entropy weigh 1 each."""
+    """Weight of the cross-entropy on points; Dice and cross-entropy of the coarse logits weigh 1 each."""
+    point_dice_weight: float = 0.0
+    """Weight of the Dice loss on points (as in Mask2Former, arXiv 2112.01527); 0 leaves it out."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "training.steps", "be 1 or more", self.steps)
@@ -239,6 +242,7 @@ class TrainingConfig:
         require(self.checkpoint_every >= 1, "training.checkpoint_every", "be 1 or more", self.checkpoint_every)
         require(self.max_bad_steps >= 0, "training.max_bad_steps", "be 0 or more", self.max_bad_steps)
         require(self.point_weight >= 0, "training.point_weight", "be 0 or more", self.point_weight)
+        require(self.point_dice_weight >= 0, "training.point_dice_weight", "be 0 or more", self.point_dice_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

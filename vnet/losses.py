@@ -68,8 +68,8 @@ def segmentation_terms(logits: Tensor, labels: Tensor, ignore: int | None = None
     arm alike.
 
     Args:
-        logits: (B, K, d, h, w).
-        labels: (B, D, H, W) int64; `ignore` marks voxels that do not count.
+        logits: (B, K, d, h, w); or (B, K, N), at points.
+        labels: (B, D, H, W) int64, or (B, N); `ignore` marks voxels that do not count.
     """
     if logits.shape[2:] != labels.shape[1:]:
         logits = F.interpolate(logits, size=labels.shape[1:], mode="trilinear", align_corners=False)

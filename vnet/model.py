@@ -24,18 +24,29 @@ class Segmenter(nn.Module):
         network: gives coarse logits and named features.
         head: refines them at points; None for an arm without.
         points: how training points are drawn.
+        point_dice: give the Dice loss at those points as well.
         ignore: label value that is neither sampled nor counted.
     """
 
-    def __init__(self, network: VNet, head: PointRend | None, *, points: PointsConfig, ignore: int | None = None):
+    def __init__(
+        self,
+        network: VNet,
+        head: PointRend | None,
+        *,
+        points: PointsConfig,
+        point_dice: bool = False,
+        ignore: int | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.head = head
         self.points = points
+        self.point_dice = point_dice
         self.ignore = ignore
 
     def forward(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Loss terms of a batch, unweighted: `dice`, `cross_entropy` and, with a head, `point`.
+        """Loss terms of a batch, unweighted: `dice`, `cross_entropy` and, with a head, `point` (the cross-entropy at
+        points) and, where asked for, `point_dice`.
 
         Args:
             image: (B, C_in, D, H, W), sizes that the output stride divides.
@@ -45,7 +56,7 @@ class Segmenter(nn.Module):
         logits, features = self.network(image)
         terms = segmentation_terms(logits, labels, self.ignore)
         if self.head is not None:
-            terms["point"] = self.head.loss(
+            _, refined, truth = self.head.training_logits(
                 logits.float(),
                 self.head_features(features),
                 image,
@@ -53,6 +64,10 @@ class Segmenter(nn.Module):
                 generators=generators,
                 **self.drawing(),
             )
+            at_points = segmentation_terms(refined, truth, self.ignore)
+            terms["point"] = at_points["cross_entropy"]
+            if self.point_dice:
+                terms["point_dice"] = at_points["dice"]
         return terms
 
     def drawing(self) -> dict[str, Any]:
@@ -107,7 +122,8 @@ def build_model(config: Config, *, in_channels: int, classes: int, ignore: int |
                 layers=config.points.layers,
                 windows=dict.fromkeys(on_the_image_grid, config.points.window),
             )
-    return Segmenter(network, head, points=config.points, ignore=ignore)
+    dice = config.training.point_dice_weight > 0
+    return Segmenter(network, head, points=config.points, point_dice=dice, ignore=ignore)
 
 
 def refuse_beyond_memory(config: Config, *, in_channels: int, classes: int) -> None:

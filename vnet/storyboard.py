@@ -88,7 +88,7 @@ def charts(structures: Sequence[str]) -> dict[str, dict[str, list[str]]]:
         },
         "3 training": {
             "training points near the surface": [f"points/{near}" for near in NEAR],
-            "loss by term": [f"loss/{name}" for name in ("total", "dice", "cross_entropy", "point")],
+            "loss by term": [f"loss/{name}" for name in ("total", "dice", "cross_entropy", "point", "point_dice")],
         },
     }
 

@@ -83,7 +83,7 @@ def build_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.opt
 
 
 def total_loss(terms: Mapping[str, Tensor], config: TrainingConfig) -> Tensor:
-    weights = {"point": config.point_weight}
+    weights = {"point": config.point_weight, "point_dice": config.point_dice_weight}
     return torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
 
 

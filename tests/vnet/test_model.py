@@ -7,6 +7,7 @@ import torch
 
 from vnet.config import load_config
 from vnet.errors import InputError
+from vnet.losses import soft_dice_loss
 from vnet.model import build_model
 
 WORDS = ["--arm", "pointrend_s2", "--network.width", "4", "--network.kernel", "3", "--points.train_points", "64"]
@@ -33,6 +34,32 @@ def test_a_windowed_head_learns_and_predicts() -> None:
     terms["point"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
     assert model.network.encoders[0].last[0].weight.grad.abs().sum() > 0
+
+
+def test_the_losses_at_points_are_those_of_the_points_that_the_head_drew() -> None:
+    words = [*WORDS, "--training.point_dice_weight", "0.5"]
+    model = build_model(load_config(words), in_channels=1, classes=3, ignore=9)
+    image, labels = torch.randn(2, 1, 16, 16, 32), torch.randint(3, (2, 16, 16, 32))
+    labels[0, :12] = 9
+    generators = [[torch.Generator().manual_seed(seed) for seed in (0, 1)] for _ in range(3)]
+    terms = model(image, labels, generators[0])
+    assert list(terms) == ["dice", "cross_entropy", "point", "point_dice"]
+    output = model.predict(image)
+    assert model.head is not None
+    arguments = (output.logits, output.features, image, labels)
+    _, logits, truth = model.head.training_logits(*arguments, generators=generators[1], **model.drawing())
+    torch.testing.assert_close(terms["point_dice"], soft_dice_loss(logits.log_softmax(1), truth))
+    # the points are as many in each sample, so that the library's mean over points is the mean over samples
+    torch.testing.assert_close(terms["point"], model.head.loss(*arguments, generators=generators[2], **model.drawing()))
+    model.zero_grad()
+    terms["point_dice"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.head.parameters())
+
+
+def test_without_a_weight_there_is_no_dice_at_points() -> None:
+    model = build_model(load_config(WORDS), in_channels=1, classes=2)
+    image, labels = torch.randn(1, 1, 16, 16, 32), torch.randint(2, (1, 16, 16, 32))
+    assert "point_dice" not in model(image, labels, [torch.Generator()])
 
 
 def test_quotas_are_one_a_label() -> None:
