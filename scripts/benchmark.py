@@ -25,13 +25,13 @@ BENCHMARKS = {
     "step": "a training step of every arm",
     "board": "a training with and without logging, and TensorBoard's first page",
     "train": "training: MONAI's V-Net beside ours, the whole job, growth, where a step's time goes",
-    "predict": "mirroring, ensembles, clean-up and maps against one plain prediction",
+    "predict": "a large volume under MONAI's sliding window and ours; mirroring, ensembles, clean-up and maps",
     "processes": "two processes of one thread against one of two threads",
     "volume": "prediction of one large volume: seconds and peak memory",
     "kinds": "prediction of volumes of odd kinds: seconds, peak memory, Dice",
     "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }
-PARTS = {"train": ("monai", "job", "growth", "roofline")}
+PARTS = {"train": ("monai", "job", "growth", "roofline"), "predict": ("monai", "extras")}
 BY_CASE = ("render", "subdivision")  # those whose rows can be measured one at a time
 WITH_RUN = ("render", "refinement")
 

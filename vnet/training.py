@@ -201,8 +201,11 @@ class Trainer:
                 # the newest is read while the next step runs, unless something looks at where training stands
                 while len(unread) > (0 if validating or saving else 1):
                     outcome = unread.pop(0)
-                    self.settle(outcome, board)
-                    bar.advance(self.note(outcome), done=outcome.step + 1)
+                    done = outcome.step + 1
+                    self.settle(outcome)
+                    if board and (done % LOG_EVERY == 0 or done == 1):
+                        self.log(outcome, board)
+                    bar.advance(self.note(outcome), done=done)
                 if validating:
                     self.validate(board, bar)
                     if board:
@@ -273,8 +276,8 @@ class Trainer:
         self.optimizer.step()
         return ~finite
 
-    def settle(self, outcome: Outcome, board: Board | None) -> None:
-        """Count a dropped step, and draw its curves.
+    def settle(self, outcome: Outcome) -> None:
+        """Count a dropped step.
 
         Raises:
             RunFault: more of them than `training.max_bad_steps`.
@@ -288,16 +291,17 @@ class Trainer:
                     f"at step {outcome.step} with cases {', '.join(self.batches.names(outcome.step))} ({values}); "
                     "lower training.learning_rate, use training.precision 32-true, or look at those cases"
                 )
-        done = outcome.step + 1
-        if board and (done % LOG_EVERY == 0 or done == 1):
-            board.scalars(
-                done,
-                {"loss/total": outcome.loss.item()}
-                | {f"loss/{name}": term.item() for name, term in outcome.terms.items()}
-                | {"optimiser/learning_rate": outcome.rate, "optimiser/gradient_norm": outcome.norm.item()}
-                | {"optimiser/dropped_steps": float(self.progress.bad_steps)}
-                | {"speed/steps_per_second": 1 / outcome.seconds},
-            )
+
+    def log(self, outcome: Outcome, board: Board) -> None:
+        """The step's curves."""
+        board.scalars(
+            outcome.step + 1,
+            {"loss/total": outcome.loss.item()}
+            | {f"loss/{name}": term.item() for name, term in outcome.terms.items()}
+            | {"optimiser/learning_rate": outcome.rate, "optimiser/gradient_norm": outcome.norm.item()}
+            | {"optimiser/dropped_steps": float(self.progress.bad_steps)}
+            | {"speed/steps_per_second": 1 / outcome.seconds},
+        )
 
     def note(self, outcome: Outcome) -> str:
         """Loss, Dice and speed for the progress bar."""
