@@ -38,7 +38,7 @@ stream = trainer.batches.stream()
 for line in sys.stdin:
     start = time.perf_counter()
     for _ in range(int(line)):
-        trainer.step(stream, None)
+        trainer.step(stream)
         highest(0)
     print(time.perf_counter() - start, flush=True)
 stream.close()
