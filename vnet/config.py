@@ -35,16 +35,17 @@ ARMS: dict[str, dict[str, dict[str, int]]] = {
 
 # What a run's hash leaves out: where things lie and how fast they go, not what is computed.
 PLACES = ("run_root", "threads", "study", "data.root", "data.cache")
-# Keys added after results were committed: they count in the hash only when they differ from their default.
-ADDED_KEYS: tuple[str, ...] = (
-    "data.phantom_kind",
-    "points.window",
-    "points.quotas",
-    "training.point_dice_weight",
-    "inference.mirror",
-    "inference.largest_component",
-    "inference.min_component_mm3",
-)
+# Keys added after results were committed, with what was done before there was a key: a run of then has the hash of a
+# config that asks for it now.
+ADDED_KEYS: dict[str, Any] = {
+    "data.phantom_kind": "organs",
+    "points.window": 1,
+    "points.quotas": None,
+    "training.point_dice_weight": 0.0,
+    "inference.mirror": [],
+    "inference.largest_component": False,
+    "inference.min_component_mm3": 0.0,
+}
 
 
 FILE_BYTES, FILE_VALUES = 2**20, 100_000  # of a config file
@@ -383,12 +384,11 @@ class Config:
 
     def hash(self, data_hash: str) -> str:
         """What a run is, as 16 hex digits: this config without `PLACES`, and the content of the data set."""
-        flat, default = flatten(self.to_dict()), flatten(asdict(Config(name="default")))
         kept = {
             key: value
-            for key, value in flat.items()
+            for key, value in flatten(self.to_dict()).items()
             if not any(key == place or key.startswith(f"{place}.") for place in PLACES)
-            and not (key in ADDED_KEYS and value == json.loads(json.dumps(default[key])))
+            and not (key in ADDED_KEYS and value == ADDED_KEYS[key])
         }
         text = json.dumps({"config": kept, "data": data_hash}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -419,6 +419,18 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return nested
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -540,7 +552,8 @@ def load_config(
 
     Args:
         argv: options as `--config FILE --arm NAME --data.fold 1`.
-        base: nested keys in place of a file (a resolved config, whose arm is already applied).
+        base: nested keys in place of a file (a run's resolved config, whose arm is already applied; `ADDED_KEYS` that
+            it does not know mean what was done then).
         check_arms: check the study's other arms as well; each takes a tenth of a second.
         kwargs: for the parser (`prog`, `description`).
 
@@ -550,7 +563,7 @@ def load_config(
     parser = config_parser(**kwargs)
     typed = parse(parser, argv)
     path = Path(typed.config) if typed.config else None
-    nested = dict(base) if base is not None else read_file(path) if path else {}
+    nested = merge(unflatten(ADDED_KEYS), base) if base is not None else read_file(path) if path else {}
     where = str(path or "command line")
     given = dict(option_values(argv))
     if path and not nested.get("name"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vnet.config import ARMS, Config, known_keys, load_config
+from vnet.config import ARMS, Config, flatten, known_keys, load_config, unflatten
 from vnet.errors import InputError
 
 CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
@@ -108,16 +108,28 @@ def test_the_hash_names_what_is_computed_and_not_where() -> None:
 
 
 def test_the_hash_of_a_known_config_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key added later counts only when it differs from its default, so that finished runs stay done."""
-    config = Config(name="x")
-    before = config.hash("d")
-    monkeypatch.setattr("vnet.config.ADDED_KEYS", ("training.point_weight",))
-    without = config.hash("d")
-    assert without != before  # the key no longer counts ...
-    assert load_config(["--name", "x", "--training.point_weight", "2"]).hash("d") not in (
-        before,
-        without,
-    )  # ... until set
+    """A key added later counts only where it asks for something else than was done before there was a key."""
+    config, as_then = Config(name="x"), load_config(["--name", "x", "--training.point_weight", "2"])
+    monkeypatch.setattr("vnet.config.ADDED_KEYS", {})
+    before, with_key = config.hash("d"), as_then.hash("d")
+    monkeypatch.setattr("vnet.config.ADDED_KEYS", {"training.point_weight": 2.0})
+    assert config.hash("d") == before  # the default is not what was done then: it counts
+    assert as_then.hash("d") not in (before, with_key)  # the hash of a config that knows no such key
+
+
+def test_the_config_of_a_run_from_before_a_key_means_what_was_done_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Config(name="x").to_dict()
+    del old["points"]["window"]
+    monkeypatch.setattr("vnet.config.ADDED_KEYS", {"points.window": 5})
+    assert load_config([], base=old).points.window == 5
+    assert load_config(["--points.window", "7"], base=old).points.window == 7
+    old["points"]["window"] = 3
+    assert load_config([], base=old).points.window == 3
+
+
+def test_a_flat_config_is_nested_again() -> None:
+    nested = Config(name="x").to_dict()
+    assert unflatten(flatten(nested)) == nested
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
