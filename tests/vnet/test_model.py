@@ -57,7 +57,7 @@ def test_the_losses_at_points_are_those_of_the_points_that_the_head_drew() -> No
 
 
 def test_without_a_weight_there_is_no_dice_at_points() -> None:
-    model = build_model(load_config(WORDS), in_channels=1, classes=2)
+    model = build_model(load_config([*WORDS, "--training.point_dice_weight", "0"]), in_channels=1, classes=2)
     image, labels = torch.randn(1, 1, 16, 16, 32), torch.randint(2, (1, 16, 16, 32))
     assert "point_dice" not in model(image, labels, [torch.Generator()])
 
