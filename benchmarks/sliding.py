@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -74,11 +74,23 @@ def ours(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
     return inference.predict_volume(trained.model, volume, trained.preprocessing, config).labels
 
 
-def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
-    """The same network under MONAI's inferer; its logits resampled to the image's grid as a user of MONAI would."""
+def resampled(logits: torch.Tensor, size: Sequence[int]) -> np.ndarray:
+    """Labels on another grid of the same box as a user of MONAI makes them: all classes resampled, then argmax."""
     from monai.data import MetaTensor
-    from monai.inferers import sliding_window_inference
     from monai.transforms import SpatialResample
+
+    # both grids span one box: voxel centres lie half a voxel inside it
+    ratio = np.array(size) / logits.shape[1:]
+    placed = np.diag([*ratio, 1.0])
+    placed[:3, 3] = (ratio - 1) / 2
+    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
+    native = resample(MetaTensor(logits, affine=placed), dst_affine=torch.eye(4), spatial_size=tuple(size))
+    return np.asarray(native.argmax(0).to(torch.uint8))
+
+
+def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
+    """The same network under MONAI's inferer, its logits resampled to the image's grid."""
+    from monai.inferers import sliding_window_inference
 
     opened, config = open_run(run, keys)
     trained = load_model(opened, config, "last")
@@ -92,17 +104,7 @@ def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.n
             overlap=config.inference.overlap,
             mode="gaussian",
         )[0]
-        start = time.perf_counter()
-        size = volume.array.shape[1:]
-        # both grids span one box: voxel centres lie half a voxel inside it
-        ratio = [have / want for have, want in zip(size, logits.shape[1:], strict=True)]
-        placed = np.diag([*ratio, 1.0])
-        placed[:3, 3] = (np.array(ratio) - 1) / 2
-        resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
-        native = resample(MetaTensor(logits, affine=placed), dst_affine=torch.eye(4), spatial_size=size)
-        labels = native.argmax(0).to(torch.uint8).numpy()
-    clock["labels"] = time.perf_counter() - start
-    return np.asarray(labels)
+        return timed(clock, "labels", resampled)(logits, volume.array.shape[1:])
 
 
 def predict(side: str, run: str, source: str, output: str) -> Row:

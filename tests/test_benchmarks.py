@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import charts, getpoint, refinement, render
+from benchmarks import charts, getpoint, refinement, render, sliding
 from benchmarks.rows import chosen_names
+from pointrend import render_labels
 from vnet.errors import InputError
 
 
@@ -20,6 +22,13 @@ def test_every_side_renders_the_same_labels(side, noise):
     assert labels.shape == expected.shape
     # float32 ties aside, of which some thousand voxels have none or one
     assert (labels != expected).sum() <= 1
+
+
+def test_logits_resampled_by_monai_lie_where_ours_are_rendered():
+    logits = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    for size in ((9, 11, 13), (5, 12, 7)):
+        ours = render_labels(logits[None], size)[0].numpy()
+        assert (sliding.resampled(logits, size) != ours).mean() < 0.002  # ties within rounding
 
 
 def test_mixed_share_counts_cells():
