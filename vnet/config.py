@@ -142,8 +142,8 @@ class NetworkConfig:
 class PointsConfig:
     """Point refinement, in the symbols of the PointRend paper (arXiv 1912.08193).
 
-    Window, N, k, beta and the Dice loss at points are those that did best on fold 0 of the hippocampus (results/LOG.md);
-    the paper's are 1, k = 3, beta = 0.75 and cross-entropy alone.
+    Window, N, k, beta and the Dice loss at points are those that did best on fold 0 of the hippocampus
+    (results/LOG.md); the paper's are 1, k = 3, beta = 0.75 and cross-entropy alone.
     """
 
     refine: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -72,12 +72,21 @@ def accuracy_cost(dice: Mapping[str, float], costs: Mapping[str, Mapping[str, fl
         if arm.startswith("pointrend") and plain:
             axes.annotate("", place, plain, arrowprops={"arrowstyle": "->", "color": GREY, "shrinkA": 5, "shrinkB": 5})
         axes.plot(*place, marker="o", color=BLUE if arm.startswith("pointrend") else ORANGE, markersize=7)
-        axes.annotate(arm, place, (6, 5), textcoords="offset points", color=INK, fontsize=8)
+        side, offset = ("right", -6) if has_name_right(place, places.values()) else ("left", 6)
+        axes.annotate(arm, place, (offset, 5), textcoords="offset points", color=INK, fontsize=8, ha=side)
     axes.set_xlabel(title)
     axes.set_ylabel("mean foreground Dice")
     axes.margins(x=0.2, y=0.15)
     axes.set_xlim(left=0)
     return figure
+
+
+def has_name_right(place: tuple[float, float], places: Iterable[tuple[float, float]]) -> bool:
+    """Whether a name on the right of a point would run into that of another point at about its height."""
+    points = np.array(list(places))
+    reach, height = 0.35 * points[:, 0].max(), 0.08 * np.ptp(points[:, 1])
+    ahead = points - place
+    return bool(((ahead[:, 0] > 0) & (ahead[:, 0] < reach) & (abs(ahead[:, 1]) < height)).any())
 
 
 def dumbbells(study: Study, comparison: str) -> Figure:
@@ -115,7 +124,8 @@ def fixed_and_broken(counts: Counts, title: str) -> Figure:
     axes.set_xticks(range(len(bins)), bins)
     axes.set_xlabel(title)
     axes.set_ylabel("% of refined voxels")
-    axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=len(counts))
+    columns = min(len(counts), 3)
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 

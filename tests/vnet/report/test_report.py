@@ -14,7 +14,7 @@ import pytest
 from vnet.config import Config, StudyConfig
 from vnet.errors import InputError
 from vnet.refinement_report import ALL
-from vnet.report import build_report, print_comparison, print_run_summary
+from vnet.report import build_report, figures, print_comparison, print_run_summary
 from vnet.report.refinement import by_bin
 from vnet.report.tables import Table, change, markdown, p_value, score
 
@@ -221,3 +221,8 @@ def test_the_experiment_s_comparison_takes_each_run_from_where_it_is_done(tmp_pa
     assert "pointrend_s2 - dense" in printed
     assert "report: runs/toy/report/report.html" in printed
     assert Path("runs/toy/report/report.html").is_file()
+
+
+def test_a_name_goes_left_where_another_stands_at_its_right() -> None:
+    places = [(1.0, 0.87), (1.2, 0.87), (3.0, 0.87), (1.1, 0.84)]
+    assert [figures.has_name_right(place, places) for place in places] == [True, False, False, False]
