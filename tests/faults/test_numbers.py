@@ -143,7 +143,7 @@ def test_too_many_steps_that_are_not_finite(
     assert code == 3
     wanted = (
         rf"error: {RUN}: 3 steps with a non-finite loss or gradient, the last at step 2 with cases \w, \w "
-        r"\(dice \S+, cross_entropy \S+, point \S+\); lower training.learning_rate, .*\n"
+        r"\(dice \S+, cross_entropy \S+, point \S+, point_dice \S+\); lower training.learning_rate, .*\n"
     )
     assert re.fullmatch(wanted, err), err
     state = read_checkpoint(RUN / "checkpoints/last.ckpt")
