@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, timed
 from vnet import training
 from vnet.config import Config, load_config
 from vnet.cost import set_threads
@@ -52,36 +51,18 @@ class IdleBoard:
 @contextmanager
 def clocked(spent: list[float]) -> Iterator[None]:
     """Add the seconds of everything that is drawn, counted or written for the board to `spent`."""
-
-    def timed(work: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return work(*args, **kwargs)
-            finally:
-                spent.append(time.perf_counter() - start)
-
-        return call
-
     with ExitStack() as stack:
         for name in DRAWN:
-            stack.enter_context(patch.object(training, name, timed(getattr(training, name))))
+            stack.enter_context(patch.object(training, name, timed(getattr(training, name), spent)))
         # of the loop itself; what the functions above call is in their time
-        stack.enter_context(patch.object(training.Trainer, "log", timed(training.Trainer.log)))
+        stack.enter_context(patch.object(training.Trainer, "log", timed(training.Trainer.log, spent)))
         yield
 
 
 def train_seconds(config: Config) -> float:
     """Seconds of the training loop with its validations, without reading data and the last evaluation."""
     seconds: list[float] = []
-    plain = training.Trainer.train
-
-    def timed(trainer: training.Trainer) -> None:
-        start = time.perf_counter()
-        plain(trainer)
-        seconds.append(time.perf_counter() - start)
-
-    with patch.object(training.Trainer, "train", timed):
+    with patch.object(training.Trainer, "train", timed(training.Trainer.train, seconds)):
         train_run(config)
     return seconds[0]
 

@@ -1,7 +1,8 @@
-"""What the benchmarks share: rows, the choice of some of them, and sides that take turns."""
+"""What the benchmarks share: rows, the choice of some of them, sides that take turns, and functions with a clock."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,20 @@ def take_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The function, which adds the seconds of each of its calls, also of one that raises."""
+
+    @functools.wraps(function)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    return measured
 
 
 def paired(seconds: Sequence[float], others: Sequence[float]) -> float:

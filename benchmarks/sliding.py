@@ -8,20 +8,19 @@ the same trained weights and tiles; what differs is how tiles become labels on t
 
 from __future__ import annotations
 
-import functools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.fresh import call
-from benchmarks.rows import Row
+from benchmarks.rows import Row, timed
 from benchmarks.volume import KEPT, LONG, MR, Trial
 from vnet import inference
 from vnet.checkpoints import load_model
@@ -42,7 +41,7 @@ SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pointrend_s2, 1 % refined": ("pointrend_s2", ("--points.test_share", "0.01")),
     "pointrend_s2, 6 % refined": ("pointrend_s2", ("--points.test_share", "0.06")),
 }
-Clock = dict[str, float]
+Clock = dict[str, list[float]]  # by stage
 
 
 def trial(classes: int, arm: str, steps: int) -> Trial:
@@ -51,24 +50,11 @@ def trial(classes: int, arm: str, steps: int) -> Trial:
     return Trial(name=f"organs{classes}", learnt=learnt, tried=learnt, arm=arm, words=SPACING, steps=steps)
 
 
-def timed(clock: Clock, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, its seconds added to a stage."""
-
-    @functools.wraps(function)
-    def measured(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*args, **kwargs)
-        clock[stage] = clock.get(stage, 0.0) + time.perf_counter() - start
-        return result
-
-    return measured
-
-
 def ours(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
     """Labels as `predict.py` makes them."""
     stages = {"mean_maps": "tiles", "render_labels": "labels", "uncertain_voxels": "refine", "refine_tiles": "refine"}
     for name, stage in stages.items():
-        setattr(inference, name, timed(clock, stage, getattr(inference, name)))
+        setattr(inference, name, timed(getattr(inference, name), clock[stage]))
     opened, config = open_run(run, keys)
     trained = load_model(opened, config, "last")
     return inference.predict_volume(trained.model, volume, trained.preprocessing, config).labels
@@ -96,7 +82,7 @@ def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.n
     trained = load_model(opened, config, "last")
     image = torch.from_numpy(np.ascontiguousarray(trained.preprocessing.apply(volume)))
     with torch.inference_mode():
-        logits = timed(clock, "tiles", sliding_window_inference)(
+        logits = timed(sliding_window_inference, clock["tiles"])(
             image[None],
             inference.tile_size(config),
             1,
@@ -104,7 +90,7 @@ def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.n
             overlap=config.inference.overlap,
             mode="gaussian",
         )[0]
-        return timed(clock, "labels", resampled)(logits, volume.array.shape[1:])
+        return timed(resampled, clock["labels"])(logits, volume.array.shape[1:])
 
 
 def predict(side: str, run: str, source: str, output: str) -> Row:
@@ -113,14 +99,14 @@ def predict(side: str, run: str, source: str, output: str) -> Row:
     import_module("monai.inferers")
 
     set_threads(0)
-    clock: Clock = {}
+    clock: Clock = defaultdict(list)
     start = time.perf_counter()
     volume = read_image([Path(source)])
     function = under_monai if side.startswith("monai") else ours
     labels = function(run, list(SIDES[side][1]), volume, clock)
-    timed(clock, "write", write_labels)(Path(output), labels, volume)
+    timed(write_labels, clock["write"])(Path(output), labels, volume)
     row: Row = {"seconds": round(time.perf_counter() - start, 2)}
-    row |= {f"{stage}_s": round(clock.get(stage, 0.0), 2) for stage in ("tiles", "labels", "refine", "write")}
+    row |= {f"{stage}_s": round(sum(clock[stage]), 2) for stage in ("tiles", "labels", "refine", "write")}
     return row | {"peak_memory_mib": round(peak_memory_mib())}
 
 

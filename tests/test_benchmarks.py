@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import charts, getpoint, refinement, render, sliding
-from benchmarks.rows import chosen_names
+from benchmarks.rows import chosen_names, timed
 from pointrend import render_labels
 from vnet.errors import InputError
 
@@ -66,6 +66,16 @@ def test_rows_are_chosen_by_name():
     assert chosen_names(("a", "b"), []) == ["a", "b"]
     with pytest.raises(InputError, match="--case d: no such row; one of a; b"):
         chosen_names(("a", "b"), ["d"])
+
+
+def test_a_timed_function_answers_as_before_and_counts_each_call():
+    seconds: list[float] = []
+    root = timed(math.sqrt, seconds)
+    assert root(9.0) == 3
+    with pytest.raises(ValueError, match="math domain error|expected a nonnegative input"):
+        root(-1.0)
+    assert len(seconds) == 2
+    assert min(seconds) >= 0
 
 
 def test_the_most_uncertain_share_and_its_dice():
