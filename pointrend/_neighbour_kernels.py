@@ -38,14 +38,16 @@ def gather_windows(
 ) -> None:
     """Write channels [start, stop) of a volume (C, V) of shape (3,) around voxels (N,) to out (C, window, N)."""
     scratch = np.empty((3, 2 * reach.max() + 1), np.int64)
-    places = np.empty((out.shape[1], BLOCK), np.int64)
+    places = np.empty((out.shape[1], BLOCK), np.uint64)  # unsigned: no test for negative places
     for first in range(0, len(index), BLOCK):
         last = min(first + BLOCK, len(index))
         _window_places(index, shape, reach, first, last, scratch, places)
         for channel in range(start, stop):
+            values = volume[channel]
             for k in range(out.shape[1]):
-                for n in range(last - first):
-                    out[channel, k, first + n] = volume[channel, places[k, n]]
+                at, into = places[k], out[channel, k, first:last]
+                for n in range(len(into)):
+                    into[n] = values[at[n]]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -59,6 +61,8 @@ def scatter_windows(
         last = min(first + BLOCK, len(index))
         _window_places(index, shape, reach, first, last, scratch, places)
         for channel in range(start, stop):
+            values = volume[channel]
             for k in range(grad.shape[1]):
-                for n in range(last - first):
-                    volume[channel, places[k, n]] += grad[channel, k, first + n]
+                at, given = places[k], grad[channel, k, first:last]
+                for n in range(len(given)):
+                    values[at[n]] += given[n]

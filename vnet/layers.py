@@ -6,12 +6,16 @@ The seconds in the comments: AMD EPYC, 2 cores, float32; see docs/speed.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from pointrend.coordinates import interpolation_table
 
 # A lone sample with fewer values than this in its channels and first two axes, and a kernel of at most 3, is convolved
 # by torch's own loops, not by oneDNN (ATen/native/Convolution.cpp, use_mkldnn).
@@ -108,3 +112,32 @@ class SlopedReLU(torch.autograd.Function):
         below = grad - above
         above.addcmul_(below, slope.view(-1, *[1] * (x.ndim - 2)))
         return above, below.mul_(x).sum([axis for axis in range(x.ndim) if axis != 1])
+
+
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Trilinear `F.interpolate` as one matrix product an axis: 3 logits to 2 x 48x64x48, forward and backward, in
+    1.5 ms instead of 4; 3 to 96^3 in 8 instead of 13; 14 to 64x128x128 in 35 instead of 61.
+
+    Args:
+        x: (B, C, D, H, W), floating point.
+        size: voxels along each axis of the finer grid over the same box.
+
+    Returns:
+        (B, C, *size).
+    """
+    if x.device.type != "cpu":
+        return F.interpolate(x, tuple(size), mode="trilinear", align_corners=False)
+    depth, height, width = (_weights(*pair).to(x.dtype) for pair in zip(x.shape[2:], size, strict=True))
+    with torch.autocast("cpu", enabled=False):
+        x = height @ (x @ width.T)
+        return (depth @ x.flatten(3)).unflatten(3, x.shape[3:])
+
+
+@lru_cache(maxsize=64)
+def _weights(source: int, target: int) -> Tensor:
+    """(target, source): row i holds the weights of voxel i of the finer grid, at most two of them not 0."""
+    lower, upper, weight = (torch.from_numpy(table) for table in interpolation_table(source, target))
+    rows, matrix = torch.arange(target), torch.zeros(target, source)
+    matrix[rows, lower] = 1 - weight
+    matrix[rows, upper] += weight  # beyond the outermost centres both are the same voxel
+    return matrix

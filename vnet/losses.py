@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vnet.layers import upsample
+
 
 def soft_dice_loss(log_probabilities: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
     """One minus the soft Dice of the foreground classes that the sample holds (V-Net, arXiv 1606.04797, without
@@ -72,7 +74,7 @@ def segmentation_terms(logits: Tensor, labels: Tensor, ignore: int | None = None
         labels: (B, D, H, W) int64, or (B, N); `ignore` marks voxels that do not count.
     """
     if logits.shape[2:] != labels.shape[1:]:
-        logits = F.interpolate(logits, size=labels.shape[1:], mode="trilinear", align_corners=False)
+        logits = upsample(logits, labels.shape[1:])
     counted = None if ignore is None else labels != ignore
     shown = labels if counted is None else labels.where(counted, labels.new_zeros(()))
     log_probabilities = logits.float().log_softmax(dim=1)  # once for both

@@ -79,3 +79,26 @@ def test_the_gradient_of_prelu_by_differences():
     prelu = layers.PReLU(2).double()
     x = torch.randn(1, 2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(layers.SlopedReLU.apply, (x, prelu.weight))
+
+
+@pytest.mark.parametrize("source", [(3, 4, 5), (1, 2, 7)])
+@pytest.mark.parametrize("size", [(6, 8, 10), (5, 4, 21), (7, 9, 7)])
+def test_upsampling_is_torchs(source, size):
+    def torchs(x):
+        return nn.functional.interpolate(x, size, mode="trilinear", align_corners=False)
+
+    x, grad = torch.randn(2, 3, *source), torch.randn(2, 3, *size)
+    results = []
+    for function in (lambda x: layers.upsample(x, size), torchs):
+        here = x.clone().requires_grad_()
+        out = function(here)
+        out.backward(grad)
+        results.append((out.detach(), here.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_upsampling_double_precision_keeps_it():
+    x = torch.randn(1, 2, 3, 4, 5, dtype=torch.float64)
+    expected = nn.functional.interpolate(x, (6, 8, 10), mode="trilinear", align_corners=False)
+    torch.testing.assert_close(layers.upsample(x, (6, 8, 10)), expected)
