@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -127,17 +129,22 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.interpolate(x, tuple(size), mode="trilinear", align_corners=False)
-    depth, height, width = (_weights(*pair).to(x.dtype) for pair in zip(x.shape[2:], size, strict=True))
+    depth, height, width = (
+        torch.from_numpy(_weights(*pair)).to(x.dtype) for pair in zip(x.shape[2:], size, strict=True)
+    )
     with torch.autocast("cpu", enabled=False):
         x = height @ (x @ width.T)
         return (depth @ x.flatten(3)).unflatten(3, x.shape[3:])
 
 
 @lru_cache(maxsize=64)
-def _weights(source: int, target: int) -> Tensor:
-    """(target, source): row i holds the weights of voxel i of the finer grid, at most two of them not 0."""
-    lower, upper, weight = (torch.from_numpy(table) for table in interpolation_table(source, target))
-    rows, matrix = torch.arange(target), torch.zeros(target, source)
+def _weights(source: int, target: int) -> NDArray[np.float32]:
+    """(target, source): row i holds the weights of voxel i of the finer grid, at most two of them not 0.
+
+    An array: a tensor first made in inference mode could not go backward later.
+    """
+    lower, upper, weight = interpolation_table(source, target)
+    rows, matrix = np.arange(target), np.zeros((target, source), np.float32)
     matrix[rows, lower] = 1 - weight
     matrix[rows, upper] += weight  # beyond the outermost centres both are the same voxel
     return matrix

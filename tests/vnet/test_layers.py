@@ -8,14 +8,15 @@ from vnet import layers
 
 
 def both(one, other, x):
-    """Results and gradients (of x, then of the weights) of two modules at x, with the same random gradient."""
+    """Results and gradients (of x, then of weights) of two modules or functions at x, with the same random gradient."""
     results = []
     for module in (one, other):
         here = x.clone().requires_grad_()
         out = module(here)
         torch.manual_seed(1)
         out.backward(torch.randn(out.shape))
-        results.append([out.detach(), here.grad, *(parameter.grad for parameter in module.parameters())])
+        weights = module.parameters() if isinstance(module, nn.Module) else ()
+        results.append([out.detach(), here.grad, *(weight.grad for weight in weights)])
     return zip(*results, strict=True)
 
 
@@ -87,15 +88,17 @@ def test_upsampling_is_torchs(source, size):
     def torchs(x):
         return nn.functional.interpolate(x, size, mode="trilinear", align_corners=False)
 
-    x, grad = torch.randn(2, 3, *source), torch.randn(2, 3, *size)
-    results = []
-    for function in (lambda x: layers.upsample(x, size), torchs):
-        here = x.clone().requires_grad_()
-        out = function(here)
-        out.backward(grad)
-        results.append((out.detach(), here.grad))
-    for one, other in zip(*results, strict=True):
+    for one, other in both(lambda x: layers.upsample(x, size), torchs, torch.randn(2, 3, *source)):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_upsampling_first_in_inference_mode_still_goes_backward():
+    x = torch.randn(1, 2, 3, 4, 5)
+    with torch.inference_mode():
+        layers.upsample(x, (11, 13, 17))  # sizes that no other test has cached
+    layers.upsample(x.requires_grad_(), (11, 13, 17)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.sum().item() == pytest.approx(2 * 11 * 13 * 17, rel=1e-4)  # weights of a voxel sum to 1
 
 
 def test_upsampling_double_precision_keeps_it():
