@@ -91,7 +91,7 @@ def _checked_numbers(k: float, beta: float, nearest_neighbor: int) -> int:
 
 def _near_boundary(mask: NDArray[Any], unit: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
     """The points of `unit` (M, ndim) in [0, 1) near a boundary, scaled to elements, in their order."""
-    from pointrend import _window_kernels as kernels
+    from pointrend._kernels import boundary as kernels
 
     if not len(unit) or not radius:
         return np.empty((0, mask.ndim))
@@ -110,7 +110,7 @@ def _near_boundary(mask: NDArray[Any], unit: NDArray[np.float64], radius: int) -
 
 def _mixed_table(values: NDArray[Any], shape: tuple[int, ...], radius: int) -> NDArray[np.bool_]:
     """Whether the window around each element holds more than one value; flat like `values`."""
-    from pointrend import _window_kernels as kernels
+    from pointrend._kernels import boundary as kernels
 
     low, high = values, values
     for axis, length in enumerate(shape):

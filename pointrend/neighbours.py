@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pointrend._threads import divide, traced
+from pointrend._kernels.threads import divide, traced
 from pointrend.coordinates import flat_index
 from pointrend.reading import read_at, read_voxels, sample_at
 
@@ -76,7 +76,7 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, volume: Tensor, index: Tensor, window: int) -> Tensor:
-        from pointrend._neighbour_kernels import gather_windows  # numba is imported on first use
+        from pointrend._kernels.neighbours import gather_windows
 
         ctx.save_for_backward(index)
         ctx.size, ctx.window = tuple(volume.shape[2:]), window
@@ -94,7 +94,7 @@ class _Windows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        from pointrend._neighbour_kernels import scatter_windows
+        from pointrend._kernels.neighbours import scatter_windows
 
         (index,) = ctx.saved_tensors
         shape, reach = _as_3d(ctx.size, ctx.window)

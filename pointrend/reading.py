@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pointrend._threads import traced
+from pointrend._kernels.threads import traced
 from pointrend.coordinates import flat_index, to_grid
 
 
@@ -42,7 +42,7 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
     if not (points.shape[1] and volume.shape[1]):
         return volume.new_empty(*volume.shape[:2], points.shape[1])
     if _compiled_reads(volume, points):
-        from pointrend._gather import interpolate  # numba is imported on first use
+        from pointrend._kernels.interpolation import interpolate
 
         return interpolate(volume, points)
     grid = to_grid(points)

@@ -285,9 +285,9 @@ def _each(run: Callable[[Task], None], tasks: Sequence[Task], threads: int) -> N
 def _render_block(
     block: _Block, rows: tuple[int, int, int], axes: list[_Axis], by_surface: bool, out: NDArray[Any]
 ) -> None:
-    from pointrend._dense_kernels import dense_slabs
-    from pointrend._plane_kernels import LARGEST_FINITE, Planes, Tables
-    from pointrend._surface_kernels import surface_slabs
+    from pointrend._kernels.dense import dense_slabs
+    from pointrend._kernels.planes import LARGEST_FINITE, Planes, Tables
+    from pointrend._kernels.surface import surface_slabs
 
     ranked = block.count if by_surface else 0
     planes = Planes(
@@ -321,8 +321,8 @@ def _pays_by_surface(source: _Source, axes: list[_Axis]) -> bool:
 
 def _survey(source: _Source) -> NDArray[np.float64]:
     """What `survey` counts, per cell, in rows of cells spread over the logits."""
-    from pointrend._plane_kernels import Planes, top_three
-    from pointrend._surface_kernels import survey
+    from pointrend._kernels.planes import Planes, top_three
+    from pointrend._kernels.surface import survey
 
     depths, heights, width = max(source.depth - 1, 1), max(source.height - 1, 1), source.width
     count = max(1, min(SAMPLED_ROWS, depths * heights // 50))

@@ -31,8 +31,8 @@ def training_points(
     size: Sequence[int],
     *,
     count: int,
-    oversample: float = 3.0,
-    importance: float = 0.75,
+    oversample_ratio: float = 3.0,
+    importance_ratio: float = 0.75,
     generators: Sequence[torch.Generator],
     labels: Tensor | None = None,
     ignore: int | None = None,
@@ -47,8 +47,8 @@ def training_points(
         logits,
         size,
         count=count,
-        oversample=oversample,
-        importance=importance,
+        oversample_ratio=oversample_ratio,
+        importance_ratio=importance_ratio,
         generators=generators,
         labels=labels,
         ignore=ignore,
@@ -63,8 +63,8 @@ def training_voxels(
     size: Sequence[int],
     *,
     count: int,
-    oversample: float = 3.0,
-    importance: float = 0.75,
+    oversample_ratio: float = 3.0,
+    importance_ratio: float = 0.75,
     generators: Sequence[torch.Generator],
     labels: Tensor | None = None,
     ignore: int | None = None,
@@ -80,8 +80,8 @@ def training_voxels(
         logits: (B, K, *coarse) with K >= 2.
         size: voxels per axis of the label grid, over the same unit cube.
         count: N, points per sample.
-        oversample: k, candidates per point, at least 1.
-        importance: beta, share of N taken by uncertainty, in [0, 1].
+        oversample_ratio: k, candidates per point, at least 1.
+        importance_ratio: beta, share of N taken by uncertainty, in [0, 1].
         generators: one CPU generator per sample. The draw of a sample is a function of its generator, logits and
             labels alone, whatever else is in the batch.
         labels: (B, *size) integers; needed for `ignore` and `quotas`.
@@ -96,15 +96,15 @@ def training_voxels(
     Raises:
         ValueError: a number out of range, or shapes that disagree.
     """
-    _check_draw(logits, size, count, oversample, importance, generators)
+    _check_draw(logits, size, count, oversample_ratio, importance_ratio, generators)
     _check_labels(logits, size, labels, ignore, quotas)
     rows = []
     for sample, generator in enumerate(generators):
         strata = _strata(None if labels is None else labels[sample].flatten(), count, ignore, quotas)
         parts = []
         for pool, share in strata:
-            candidates, rest = _draw(pool, share, math.prod(size), oversample, importance, generator)
-            parts.append(_most_uncertain(logits[sample, None], candidates, size, int(importance * share)))
+            candidates, rest = _draw(pool, share, math.prod(size), oversample_ratio, importance_ratio, generator)
+            parts.append(_most_uncertain(logits[sample, None], candidates, size, int(importance_ratio * share)))
             parts.append(rest.to(logits.device))
         rows.append(torch.cat(parts).sort().values)  # neighbours in memory are read together
     return torch.stack(rows) if rows else torch.zeros(0, count, dtype=torch.int64, device=logits.device)
@@ -151,11 +151,16 @@ def _strata(
 
 
 def _draw(
-    pool: Tensor | None, count: int, voxels: int, oversample: float, importance: float, generator: torch.Generator
+    pool: Tensor | None,
+    count: int,
+    voxels: int,
+    oversample_ratio: float,
+    importance_ratio: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Uniform voxels of a pool: the candidates, and those that are kept as they come."""
-    chosen = int(importance * count)
-    candidates = int(oversample * count) if chosen else 0
+    chosen = int(importance_ratio * count)
+    candidates = int(oversample_ratio * count) if chosen else 0
     high = voxels if pool is None else len(pool)
     drawn = torch.randint(high, (candidates + count - chosen,), generator=generator)
     drawn = drawn if pool is None else pool[drawn]
@@ -175,8 +180,8 @@ def _check_draw(
     logits: Tensor,
     size: Sequence[int],
     count: int,
-    oversample: float,
-    importance: float,
+    oversample_ratio: float,
+    importance_ratio: float,
     generators: Sequence[torch.Generator],
 ) -> None:
     if logits.ndim not in (4, 5) or logits.shape[1] < 2:
@@ -184,10 +189,10 @@ def _check_draw(
     check_size(size, logits.ndim - 2)
     if not isinstance(count, Integral) or count < 0:
         raise ValueError(f"count must be a whole number of at least 0, got {count}")
-    if not 1 <= oversample < math.inf:
-        raise ValueError(f"oversample must be at least 1, got {oversample}")
-    if not 0 <= importance <= 1:
-        raise ValueError(f"importance must lie in [0, 1], got {importance}")
+    if not 1 <= oversample_ratio < math.inf:
+        raise ValueError(f"oversample_ratio must be at least 1, got {oversample_ratio}")
+    if not 0 <= importance_ratio <= 1:
+        raise ValueError(f"importance_ratio must lie in [0, 1], got {importance_ratio}")
     if len(generators) != len(logits):
         raise ValueError(f"generators must be one per sample, got {len(generators)} for a batch of {len(logits)}")
 

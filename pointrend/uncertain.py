@@ -70,7 +70,7 @@ def uncertain_voxels(
     if compiled is None:
         compiled = logits.device.type == "cpu"
     if compiled:
-        from pointrend._margin_search import search_compiled  # numba is imported on first use
+        from pointrend._kernels.margin_search import search_compiled
 
         return search_compiled(fine, size, tables, count, margin, slack)
     keys = _search(fine, size, tables, count, margin, slack)

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vnet.cli import Options, finish
+from vnet.commands.cli import Options, finish
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BENCHMARKS = {
@@ -56,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
         if name in WITH_RUN:
             one.add_argument("--run", metavar="RUN", type=Path, help="a trained run to measure on")
     chosen = options.parse_args(argv)
-    sys.path.insert(0, str(REPOSITORY))  # benchmarks/ belongs to the repository, not to the installed packages
+    sys.path.insert(0, str(REPOSITORY))  # scripts/ belongs to the repository, not to the installed packages
     choice: dict[str, Any] = {"cases": chosen.case} if chosen.name in BY_CASE else {}
     if chosen.name in WITH_RUN:
         choice["trained"] = chosen.run
-    module = import_module(f"benchmarks.{chosen.name}")
+    module = import_module(f"scripts.benchmarks.{chosen.name}")
     if chosen.name not in PARTS:
         show(module.run(quick=chosen.quick, **choice), chosen.name, chosen)
         return 0
@@ -73,7 +73,7 @@ def show(rows: list[dict[str, object]], title: str, chosen: Namespace) -> None:
     """Print the rows; keep them as TITLE.csv and .png unless the run was quick."""
     print_rows(rows, title)
     if not chosen.quick:
-        from benchmarks.charts import draw_seconds, merged, read_csv, write_csv
+        from scripts.benchmarks.charts import draw_seconds, merged, read_csv, write_csv
 
         chosen.output.mkdir(parents=True, exist_ok=True)
         table = chosen.output / f"{title}.csv"

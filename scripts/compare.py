@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnet.cli import Options, finish
+from vnet.commands.cli import Options, finish
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "--margin", metavar="DICE", type=float, help="Dice within which arms are equivalent (default: the study's)"
     )
     chosen = options.parse_args(argv)
-    from vnet.report import build_report
+    from vnet.report.report import build_report
 
     report = build_report(chosen.paths, chosen.comparison, chosen.margin)
     report.print()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vnet.cli import Options, finish
+from vnet.commands.cli import Options, finish
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def add_check(commands: Commands) -> None:
 
 
 def make_phantoms(chosen: argparse.Namespace) -> int:
-    from vnet.data.phantoms import PhantomKind, write_phantoms
+    from vnet.data.phantoms.organs import PhantomKind, write_phantoms
 
     given = {name: value for name, value in vars(chosen).items() if value is not None}
     kept = {name: value for name, value in given.items() if name not in ("command", "output", "count", "seed")}
@@ -88,10 +88,10 @@ def download(chosen: argparse.Namespace) -> int:
 
 
 def check(chosen: argparse.Namespace) -> int:
-    from vnet.data.survey import survey_dataset
-    from vnet.errors import InputError
+    from vnet.core.errors import InputError
+    from vnet.data.dataset_report import report_dataset
 
-    survey = survey_dataset(chosen.dataset)
+    survey = report_dataset(chosen.dataset)
     survey.print()
     if survey.faults:
         raise InputError(survey.faults)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vnet.cli import Options, finish
+from vnet.commands.cli import Options, finish
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,12 +17,12 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("run", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS")
     options.add_argument("--checkpoint", choices=["last", "best"], default="last")
     chosen, overrides = options.parse_with_overrides(argv)
-    from vnet.experiment import evaluate_run
-    from vnet.processes import is_first
-    from vnet.report import print_run_summary
+    from vnet.core.distributed import is_rank_zero
+    from vnet.report.report import print_run_summary
+    from vnet.training.run import evaluate_run
 
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)
-    if is_first():
+    if is_rank_zero():
         print_run_summary(folder)
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vnet.cli import Options, finish
+from vnet.commands.cli import Options, finish
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--checkpoint", choices=["last", "best"], default="last")
     options.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
     chosen, overrides = options.parse_with_overrides(argv)
-    from vnet.prediction import predict_files
+    from vnet.inference.label_files import predict_files
 
     written = predict_files(
         chosen.run,

@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vnet.network import VNet
-    from vnet.predictor import Predictor
+    from vnet.inference.predictor import Predictor
+    from vnet.model.network import VNet
 
-_HOMES = {"VNet": "network", "Predictor": "predictor"}
+_HOMES = {"VNet": "model.network", "Predictor": "inference.predictor"}
 __all__ = ["Predictor", "VNet"]
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from vnet.core.errors import RunFault
 from vnet.data.batches import TrainingBatches, pick_place
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.preprocessing import Channel, Preprocessing, plan_preprocessing
-from vnet.data.store import CaseStore, structure_places
-from vnet.errors import RunFault
+from vnet.data.store import CaseStore, class_locations
 
 PATCH = (4, 9, 3)  # of volumes (7, 6, 5): larger, smaller, larger
 
@@ -154,18 +154,18 @@ def test_patches_of_larger_volumes_hold_foreground_when_asked(decathlon, save):
 def test_structures_are_chosen_alike_however_small():
     label = np.zeros((20, 20, 20), np.uint8)
     label[:, :, 5:], label[0, 0, 0] = 1, 2
-    places = structure_places(label, None)
+    places = class_locations(label, None)
     rng = np.random.default_rng(0)
     picked = Counter(label[tuple(pick_place(places, *rng.random(2)))] for _ in range(400))
     assert 150 < picked[2] < 250
     assert picked[0] == 0
-    assert pick_place(structure_places(np.zeros((2, 3, 4), np.uint8), None), 0.5, 0.5) is None
+    assert pick_place(class_locations(np.zeros((2, 3, 4), np.uint8), None), 0.5, 0.5) is None
 
 
 def test_an_ignore_label_is_kept_and_never_aimed_at():
     label = np.zeros((3, 4, 5), np.uint8)
     label[0, 0, 0], label[2, 3, 4] = 1, 9
-    assert structure_places(label, 9).tolist() == [[1, 0, 0, 0]]
+    assert class_locations(label, 9).tolist() == [[1, 0, 0, 0]]
 
 
 def test_mirroring_mirrors_the_named_axes_only(dataset):

@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from vnet.core.errors import InputError
 from vnet.data import checks
 from vnet.data.checks import CaseFacts, check_dataset, examine
 from vnet.data.dataset import open_dataset
-from vnet.errors import InputError
 
 
 def read(path):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset, path_fault
 from vnet.data.volumes import read_image
-from vnet.errors import InputError
 
 
 def test_a_decathlon_folder_is_read_sorted_by_name(decathlon):

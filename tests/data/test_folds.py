@@ -5,9 +5,9 @@ import json
 import pytest
 from sklearn.model_selection import KFold
 
+from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
 from vnet.data.folds import select_fold
-from vnet.errors import InputError
 
 # KFold(5, shuffle=True, random_state=12345) of seven sorted names, written out
 SEVEN = [("case_03", "case_06"), ("case_00", "case_04"), ("case_01",), ("case_05",), ("case_02",)]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vnet.core.errors import InputError
 from vnet.data.nifti import memory_limit_bytes, read_header
 from vnet.data.volumes import read_image, read_label
-from vnet.errors import InputError
 
 VOXELS = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
 

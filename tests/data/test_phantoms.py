@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vnet.data import phantoms
-from vnet.data.anatomy import FIRST_ORGAN, Tube, Waves, fill_tube, nearest_two
+from vnet.core.errors import InputError
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
-from vnet.data.phantoms import PhantomKind, file_affine, make_phantom, shares_of, write_phantoms
-from vnet.data.survey import find_unusual
+from vnet.data.dataset_report import find_unusual
+from vnet.data.phantoms import organs as phantoms
+from vnet.data.phantoms.anatomy import FIRST_ORGAN, Tube, Waves, fill_tube, nearest_two
+from vnet.data.phantoms.organs import PhantomKind, file_affine, make_phantom, shares_of, write_phantoms
 from vnet.data.volumes import read_image, read_label
-from vnet.errors import InputError
 
 SMALL = PhantomKind(size=(18, 20, 22))
 

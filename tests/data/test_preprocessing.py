@@ -7,18 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vnet.core.errors import InputError
 from vnet.data.checks import QUANTILES, Intensities, check_dataset
 from vnet.data.dataset import open_dataset
-from vnet.data.preprocessing import (
-    Channel,
-    Preprocessing,
-    plan_preprocessing,
-    pooled,
-    resample_image,
-    resample_label,
-)
+from vnet.data.preprocessing import Channel, Preprocessing, plan_preprocessing, pooled, resample_image, resample_label
 from vnet.data.volumes import volume_from_array
-from vnet.errors import InputError
 
 PLAIN = Channel("none")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
-from vnet.data.phantoms import write_phantoms
-from vnet.data.sheets import SheetKind, make_sheet
+from vnet.data.phantoms.organs import write_phantoms
+from vnet.data.phantoms.sheets import SheetKind, make_sheet
 from vnet.data.volumes import read_label
-from vnet.errors import InputError
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

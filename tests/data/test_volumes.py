@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vnet.core.errors import InputError
 from vnet.data.volumes import grid_fault, read_image, read_label, volume_from_array, write_labels
-from vnet.errors import InputError
 
 AXES = ["".join(letters) for order in permutations(("RL", "AP", "SI")) for letters in product(*order)]
 CANONICAL = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)  # z, y, x

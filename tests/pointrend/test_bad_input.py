@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pointrend import PointRend, getpoint, render_labels
-from pointrend.monai_transforms import RenderLabels
+from pointrend.integrations.monai import RenderLabels
 
 COARSE = torch.randn(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
 FINE = {"fine": torch.randn(1, 2, 8, 10, 12, generator=torch.Generator().manual_seed(1))}

@@ -46,7 +46,7 @@ def test_the_compiled_loop_has_the_gradient_of_torch_s_gather(size: tuple[int, .
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pointrend._threads.VALUES_PER_THREAD", 1)
+    monkeypatch.setattr("pointrend._kernels.threads.VALUES_PER_THREAD", 1)
     volume = torch.randn(1, 5, 6, 7, 8, generator=torch.Generator().manual_seed(3))
     read = []
     for threads in (1, 2):

@@ -153,7 +153,8 @@ def test_the_loss_of_an_echo_head_is_that_of_up_sampled_logits_for_dense_points(
     labels = torch.randint(0, 3, (1, 6, 8))
     model = Echo(classes=3, features={})
     losses = [
-        model.loss(coarse, {}, None, labels, count=20000, importance=0, generators=generators(seed)) for seed in (0, 1)
+        model.loss(coarse, {}, None, labels, count=20000, importance_ratio=0, generators=generators(seed))
+        for seed in (0, 1)
     ]
     torch.testing.assert_close(losses[0], F.cross_entropy(upsample(coarse, (6, 8)), labels), atol=0.02, rtol=0)
     assert losses[0] != losses[1]

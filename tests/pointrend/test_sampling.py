@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pointrend import _threads
+from pointrend._kernels import threads as _threads
 from pointrend.coordinates import flat_index, voxel_centres
 from pointrend.sampling import (
     best_class,
@@ -231,7 +231,9 @@ def test_points_are_voxel_centres_of_the_label_grid():
 def test_beta_of_n_are_the_most_uncertain_of_k_n_candidates():
     # N = 40, k = 5, beta = 0.75: 30 of 200 candidates, 10 uniform; the draw is replayed with its own generator
     size = (16, 16)
-    chosen = training_voxels(edge_logits(), size, count=40, oversample=5, importance=0.75, generators=generators(3))[0]
+    chosen = training_voxels(
+        edge_logits(), size, count=40, oversample_ratio=5, importance_ratio=0.75, generators=generators(3)
+    )[0]
     drawn = torch.randint(256, (210,), generator=generators(3)[0])
     dense = F.interpolate(edge_logits(), size=size, mode="bilinear", align_corners=False)
     doubt = uncertainty(dense).flatten()[drawn[:200]]
@@ -247,14 +249,21 @@ def test_uncertainty_is_taken_after_interpolation():
     # Neighbours of -1 and +1 are sure of themselves; halfway between them lies the boundary. Interpolating the
     # uncertainties of the grid, or logits sorted per voxel, would call every place alike.
     logits = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])[None, :, None]  # (1, 2, 1, 2)
-    chosen = training_voxels(logits, (1, 400), count=10, oversample=100, importance=1, generators=generators(0))
+    chosen = training_voxels(
+        logits, (1, 400), count=10, oversample_ratio=100, importance_ratio=1, generators=generators(0)
+    )
     assert ((chosen - 199.5).abs() < 15).all()
 
 
-@pytest.mark.parametrize(("importance", "lowest", "highest"), [(0.0, 0.1, 0.4), (1.0, 0.9, 1.0)])
-def test_importance_moves_points_to_the_boundary(importance, lowest, highest):
+@pytest.mark.parametrize(("importance_ratio", "lowest", "highest"), [(0.0, 0.1, 0.4), (1.0, 0.9, 1.0)])
+def test_importance_moves_points_to_the_boundary(importance_ratio, lowest, highest):
     chosen = training_voxels(
-        edge_logits(), (32, 32), count=400, oversample=8, importance=importance, generators=generators(0)
+        edge_logits(),
+        (32, 32),
+        count=400,
+        oversample_ratio=8,
+        importance_ratio=importance_ratio,
+        generators=generators(0),
     )
     near = ((chosen % 32 - 15.5).abs() < 4).float().mean()
     assert lowest <= near <= highest  # a quarter of the columns is near
@@ -273,13 +282,19 @@ def test_a_sample_draws_the_same_whatever_else_is_in_the_batch():
 
 
 @settings(deadline=None, max_examples=25)
-@given(share=st.floats(0.01, 0.99), importance=st.floats(0, 1), seed=st.integers(0, 2**31))
-def test_ignored_voxels_are_never_drawn(share, importance, seed):
+@given(share=st.floats(0.01, 0.99), importance_ratio=st.floats(0, 1), seed=st.integers(0, 2**31))
+def test_ignored_voxels_are_never_drawn(share, importance_ratio, seed):
     labels = (torch.rand(1, 6, 7, 8, generator=torch.Generator().manual_seed(seed)) < share).long() * 255
     labels[0, 0, 0, 0] = 0
     logits = torch.randn(1, 3, 3, 4, 5)
     drawn = training_voxels(
-        logits, (6, 7, 8), count=60, importance=importance, generators=generators(seed), labels=labels, ignore=255
+        logits,
+        (6, 7, 8),
+        count=60,
+        importance_ratio=importance_ratio,
+        generators=generators(seed),
+        labels=labels,
+        ignore=255,
     )
     assert drawn.shape == (1, 60)
     assert (labels.flatten(1).gather(1, drawn) == 0).all()
@@ -342,9 +357,9 @@ def test_no_points_may_be_asked_for():
     [
         ({"count": -1}, "count must be a whole number of at least 0, got -1"),
         ({"count": 2.5}, "count must be a whole number of at least 0, got 2.5"),
-        ({"oversample": 0.5}, "oversample must be at least 1, got 0.5"),
-        ({"oversample": math.nan}, "oversample must be at least 1, got nan"),
-        ({"importance": 1.1}, r"importance must lie in \[0, 1\], got 1.1"),
+        ({"oversample_ratio": 0.5}, "oversample_ratio must be at least 1, got 0.5"),
+        ({"oversample_ratio": math.nan}, "oversample_ratio must be at least 1, got nan"),
+        ({"importance_ratio": 1.1}, r"importance_ratio must lie in \[0, 1\], got 1.1"),
         ({"generators": []}, "generators must be one per sample, got 0 for a batch of 1"),
         ({"ignore": 3}, "labels must be given with ignore or quotas, got None"),
         ({"labels": torch.zeros(1, 4, 5)}, r"labels must be \(1, 4, 4\), got \(1, 4, 5\)"),

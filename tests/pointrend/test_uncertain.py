@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pointrend import _margin_search
+from pointrend._kernels import margin_search as _margin_search
 from pointrend.coordinates import extent_centres
 from pointrend.sampling import sample_at, uncertain_voxels, uncertainty
 

@@ -17,14 +17,14 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
+from vnet.core.errors import RunFault
+from vnet.core.randomness import sample_seed
 from vnet.data.augmentation import AXES, View, draw_matrix, look, needed_box, vary_intensity
 from vnet.data.dataset import Case, Dataset
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.store import CaseStore, Prepared
-from vnet.errors import RunFault
-from vnet.randomness import sample_seed
 
-ORDER, AUGMENTATION = 11, 12  # purposes of random numbers, beside those of vnet.randomness
+ORDER, AUGMENTATION = 11, 12  # purposes of random numbers, beside those of vnet.core.randomness
 FOREGROUND_SHARE = 0.5
 PREFETCHED = 2
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from vnet.core.errors import InputError
+from vnet.core.files import write_text
+from vnet.core.progress import Bar
 from vnet.data.dataset import Case, Dataset
+from vnet.data.fingerprints import stamp
 from vnet.data.nifti import memory_limit_bytes, read_header
-from vnet.data.stamps import stamp
 from vnet.data.volumes import Volume, grid_fault, read_image, read_label
-from vnet.errors import InputError
-from vnet.files import write_text
-from vnet.progress import Bar
 
 FORMAT = 1  # of the kept verdict
 QUANTILES = tuple(i / 200 for i in range(201))  # 0.5 % apart: nnU-Net clips CT at 0.5 and 99.5 %
@@ -95,7 +95,7 @@ class Verdict:
     Attributes:
         content_hash: of voxels, grids, names, structures, modalities and folds; not of where or how files lie.
         cases: name -> facts.
-        stamps: name -> size and time of each file before it was read (`vnet.data.stamps.stamp`).
+        stamps: name -> size and time of each file before it was read (`vnet.data.fingerprints.stamp`).
     """
 
     content_hash: str

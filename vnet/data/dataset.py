@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from vnet.errors import InputError
+from vnet.core.errors import InputError
 
 T = TypeVar("T")
 

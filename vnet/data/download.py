@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vnet.errors import InputError
+from vnet.core.errors import InputError
 
 SECONDS_OF_SILENCE = 30.0
 

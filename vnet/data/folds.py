@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vnet.core.errors import InputError
 from vnet.data.dataset import Dataset, read_json
-from vnet.errors import InputError
 
 FOLDS, RANDOM_STATE = 5, 12345  # nnU-Net's
 

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from vnet.errors import InputError
+from vnet.core.errors import InputError
 
 MAGIC = {348: (nib.Nifti1Header, b"n+1\0", 344), 540: (nib.Nifti2Header, b"n+2\0", 4)}
 EXTENSION_BYTES = 16 * 2**20  # header extensions are skipped, up to this

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from vnet.core.errors import InputError
 from vnet.data.checks import QUANTILES, CaseFacts, Intensities, Verdict
 from vnet.data.dataset import Dataset
 from vnet.data.volumes import Volume
-from vnet.errors import InputError
 
 SAME_SPACING = 1e-3  # relative: headers round to float32
 SLAB_VOXELS = 2**20

@@ -13,17 +13,17 @@ from threading import Lock
 
 import numpy as np
 
+from vnet.core.distributed import rank_info
+from vnet.core.errors import InputError, RunFault
+from vnet.core.files import naming
 from vnet.data.dataset import Case
+from vnet.data.fingerprints import require_unchanged, stamp
 from vnet.data.nifti import memory_limit_bytes
 from vnet.data.preprocessing import Preprocessing
-from vnet.data.stamps import require_unchanged, stamp
 from vnet.data.volumes import grid_fault, read_image, read_label
-from vnet.errors import InputError, RunFault
-from vnet.files import naming
-from vnet.processes import place
 
 FORMAT = 1  # of the kept arrays
-PLACES_PER_STRUCTURE = 4096
+LOCATIONS_PER_CLASS = 4096
 PARTS = ("image", "label", "places")
 
 
@@ -73,7 +73,9 @@ class CaseStore:
             raise ValueError(f"cases must be labelled and at least one, got {unlabelled or 'none'}")
         self.cases, self.preprocessing, self.ignore = tuple(cases), preprocessing, ignore
         self.folder = None if cache is None else Path(cache) / "volumes"
-        self.budget = memory_limit_bytes() // (4 * place().local_world) if memory_bytes is None else memory_bytes
+        self.budget = (
+            memory_limit_bytes() // (4 * rank_info().local_world_size) if memory_bytes is None else memory_bytes
+        )
         self.stamps = [stamp(case) for case in self.cases]
         self.kept: OrderedDict[int, Prepared] = OrderedDict()
         self.keys: dict[int, str] = {}
@@ -139,17 +141,17 @@ class CaseStore:
         if fault := grid_fault(label, volume):
             raise RunFault(f"case {case.name}: {case.label}: {fault}; mend the label")
         marked = self.preprocessing.apply_label(label)
-        return Prepared(self.preprocessing.apply(volume), marked, structure_places(marked, self.ignore))
+        return Prepared(self.preprocessing.apply(volume), marked, class_locations(marked, self.ignore))
 
 
-def structure_places(label: np.ndarray, ignore: int | None) -> np.ndarray:
+def class_locations(label: np.ndarray, ignore: int | None) -> np.ndarray:
     """(n, 4) int32 of `Prepared.places`; (0, 4) without foreground."""
     rows = [np.zeros((0, 4), np.int32)]
     for value in np.unique(label):
         if value == 0 or value == ignore:
             continue
         flat = np.flatnonzero(label == value)
-        spread = flat[np.linspace(0, len(flat) - 1, min(len(flat), PLACES_PER_STRUCTURE)).round().astype(int)]
+        spread = flat[np.linspace(0, len(flat) - 1, min(len(flat), LOCATIONS_PER_CLASS)).round().astype(int)]
         index = np.stack(np.unravel_index(spread, label.shape), 1)
         rows.append(np.column_stack([np.full(len(index), value), index]).astype(np.int32))
     return np.concatenate(rows)
@@ -158,7 +160,7 @@ def structure_places(label: np.ndarray, ignore: int | None) -> np.ndarray:
 def save_parts(stem: Path, prepared: Prepared) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.{place().rank}.part")
+        temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.{rank_info().rank}.part")
         temporary.unlink(missing_ok=True)
         try:
             with naming(temporary), temporary.open("xb") as file:

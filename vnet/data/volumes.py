@@ -21,8 +21,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from vnet.core.errors import InputError
 from vnet.data.nifti import affine_fault, read_header, read_voxels
-from vnet.errors import InputError
 
 # Corners of two grids may lie this share of the smallest voxel apart and still count as the same grid: headers
 # round to float32 and tools round again.

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from vnet.comparison import MEAN, arm_means, refinement_comparisons
-from vnet.refinement_report import ALL
+from vnet.evaluation.comparison import MEAN, arm_means, refinement_comparisons
+from vnet.evaluation.refinement import ALL
 from vnet.report import figures
 from vnet.report.refinement import by_bin
 from vnet.report.slices import OF_STRUCTURES
 from vnet.report.tables import ALONE, comparison_name, costs
 
 if TYPE_CHECKING:
-    from vnet.report import Report
+    from vnet.report.report import Report
 
 
 TITLES = {

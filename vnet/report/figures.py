@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from vnet.cases import Study
-from vnet.comparison import MEAN, Difference, paired_cases
+from vnet.evaluation.comparison import MEAN, Difference, paired_cases
+from vnet.evaluation.study_tables import Study
 from vnet.report.refinement import Counts
 from vnet.report.tables import comparison_name, side_name
 

@@ -8,12 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vnet.cases import Study
+from vnet.evaluation.study_tables import Study
 from vnet.report import text
 from vnet.report.tables import Table
 
 if TYPE_CHECKING:
-    from vnet.report import Report
+    from vnet.report.report import Report
 
 MAX_PICTURES = 12
 MAX_PICTURE_BYTES = 400_000

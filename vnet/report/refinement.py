@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from vnet.cases import Study
-from vnet.errors import InputError
-from vnet.refinement_report import COUNTS
+from vnet.core.errors import InputError
+from vnet.evaluation.refinement import COUNTS
+from vnet.evaluation.study_tables import Study
 
 BINS = ("distance_upto_mm", "margin_upto")
 Counts = dict[str, dict[str, dict[str, int]]]  # arm -> bin -> kind -> voxels

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from vnet.cases import Study
-from vnet.comparison import paired_structures
+from vnet.evaluation.comparison import paired_structures
+from vnet.evaluation.statistics import summarise
+from vnet.evaluation.study_tables import Study
 from vnet.report.tables import Table, change, comparison_name, interval
-from vnet.statistics import summarise
 
 OF_STRUCTURES = {"truth_ml": "true volume", "thinness": "share of true voxels on the surface"}
 THIRDS = ("lowest third", "middle third", "highest third")

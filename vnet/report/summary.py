@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from vnet.cases import Study
-from vnet.comparison import MEAN
-from vnet.refinement_report import ALL, COUNTS
+from vnet.core.files import read_json
+from vnet.core.tables import read_table
+from vnet.evaluation.comparison import MEAN
+from vnet.evaluation.refinement import ALL, COUNTS
+from vnet.evaluation.study_tables import Study
 from vnet.report.refinement import read_refinement
 from vnet.report.tables import Table, change, score
-from vnet.runs import read_json, read_table
 
 MISSED = 0.0
 

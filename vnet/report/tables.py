@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vnet.cases import UNREFINED, Study
-from vnet.comparison import MEAN, Difference, arm_means
+from vnet.evaluation.comparison import MEAN, Difference, arm_means
+from vnet.evaluation.study_tables import UNREFINED, Study
 
 TITLES = {
     "dice": "Dice",

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vnet.cases import Study
-from vnet.comparison import MEAN, Difference
+from vnet.evaluation.comparison import MEAN, Difference
+from vnet.evaluation.statistics import RUNS_TO_RESAMPLE
+from vnet.evaluation.study_tables import Study
 from vnet.report.tables import ALONE, change, comparison_name, costs, interval, p_value, side_name, spread
-from vnet.statistics import RUNS_TO_RESAMPLE
 
 OWN = "seconds_per_step"
 QUESTION = "Does point refinement (PointRend) help V-Net, where, and at what price?"

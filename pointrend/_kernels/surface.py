@@ -1,0 +1,201 @@
+"""Labels by surfaces: uniform cells are filled, cells that a surface cuts are interpolated."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointrend._kernels.cells import find_candidates, gather, many_labels, new_cell, pair_labels, pair_lead
+from pointrend._kernels.planes import LARGEST_FINITE, Planes, Tables, compiled, top_three
+
+
+@compiled
+def uniform_cells(
+    low: NDArray[np.int32], high: NDArray[np.int32], width: int, height: int, out: NDArray[np.int32]
+) -> None:
+    """The class that wins at all corners of each cell, or -1, for `height` rows of cells of `width`.
+
+    `low` and `high` (n,) are the winners of two planes, with a further row below the last cells except at the end.
+    """
+    # kept apart from the loops that use it: alone, these three vectorise
+    for i in range(len(low)):
+        out[i] = low[i] if low[i] == high[i] else np.int32(-1)
+    for i in range(min(height * width, len(low) - width)):
+        out[i] = out[i] if out[i] == out[i + width] else np.int32(-1)
+    for row in range(height):
+        for i in range(row * width, (row + 1) * width - 1):
+            out[i] = out[i] if out[i] == out[i + 1] else np.int32(-1)
+
+
+@compiled
+def _fill_row(uniform: NDArray[np.int32], starts: NDArray[np.int32], out: NDArray, mixed: NDArray[np.int32]) -> int:
+    """Labels of the uniform cells of a row of cells into `out`, the others into `mixed`; returns their number."""
+    count, x, width = 0, 0, len(uniform)
+    while x < width:
+        label = uniform[x]
+        if label < 0:
+            mixed[count] = x
+            count += 1
+            x += 1
+            continue
+        run = x + 1
+        while run < width and uniform[run] == label:
+            run += 1
+        out[starts[x] : starts[run]] = label
+        x = run
+    return count
+
+
+@compiled
+def surface_slab(
+    planes: Planes,
+    slots: tuple[int, int],
+    rows: tuple[int, int, int],
+    uniform: NDArray[np.int32],
+    tables: Tables,
+    weight_z: NDArray[np.float32],
+    out: NDArray,
+    hard: NDArray[np.int32],
+) -> int:
+    """Labels of one slab: fill the cells whose corners agree, interpolate those with two candidates at sight.
+
+    Args:
+        planes: the two planes; `slots` says which of them is the lower and which the upper (the same at the end).
+        rows: first and past-the-last row of cells of the block, and the rows of the whole source.
+        uniform: (n,) from `uniform_cells`.
+        weight_z: of the upper plane, for each target plane of the slab.
+        out: (planes of the slab, all target rows, all target columns).
+        hard: (n,) receives the cells that are left to `label_hard_cells`.
+
+    Returns:
+        Their number.
+    """
+    first_row, last_row, height = rows
+    starts_y, weight_y, starts_x, weight_x = tables.starts_y, tables.weight_y, tables.starts_x, tables.weight_x
+    width, count = len(starts_x) - 1, 0
+    template, mixed = np.empty(out.shape[2], out.dtype), np.empty(width, np.int32)
+    lead = np.empty(8, np.float32)
+    low = planes.values[slots[0]], planes.labels[slots[0]]
+    high = planes.values[slots[1]], planes.labels[slots[1]]
+    for row in range(first_row, last_row):
+        y0, y1 = starts_y[row], starts_y[row + 1]
+        if y0 == y1:
+            continue
+        above = (row - first_row) * width
+        below = (min(row + 1, height - 1) - first_row) * width
+        number = _fill_row(uniform[above : above + width], starts_x, template, mixed)
+        for z in range(out.shape[0]):
+            for y in range(y0, y1):
+                out[z, y, :] = template
+        for i in range(number):
+            x = mixed[i]
+            x0, x1, right = starts_x[x], starts_x[x + 1], min(x + 1, width - 1)
+            if x0 == x1:
+                continue
+            places = (above + x, above + right, below + x, below + right)
+            a, b = low[1][0, above + x], low[1][1, above + x]
+            lower, upper = min(a, b), max(a, b)
+            if pair_lead(low, high, places, lower, upper, lead):
+                inside = out[:, y0:y1, x0:x1]
+                pair_labels(lead, lower, upper, inside, weight_z, weight_y[y0:y1], weight_x[x0:x1])
+            else:
+                hard[count] = above + x
+                count += 1
+    return count
+
+
+@compiled
+def label_hard_cells(
+    planes: Planes,
+    slots: tuple[int, int],
+    rows: tuple[int, int, int],
+    hard: NDArray[np.int32],
+    tables: Tables,
+    weight_z: NDArray[np.float32],
+    out: NDArray,
+) -> None:
+    """Labels of the cells that `surface_slab` left, whose candidates have to be found first."""
+    first_row, _, height = rows
+    starts_y, weight_y, starts_x, weight_x = tables.starts_y, tables.weight_y, tables.starts_x, tables.weight_x
+    width = len(starts_x) - 1
+    cell, best = new_cell(planes.classes), np.empty(out.shape[2], np.float32)
+    for i in range(len(hard)):
+        above = np.int64(hard[i])
+        row, x = first_row + above // width, above % width
+        down = width if row + 1 < height else 0
+        right = 1 if x + 1 < width else 0
+        gather(planes, slots, (above, above + right, above + down, above + down + right), cell)
+        number, _ = find_candidates(planes, cell)
+        y0, y1, x0, x1 = starts_y[row], starts_y[row + 1], starts_x[x], starts_x[x + 1]
+        inside, inside_y, inside_x = out[:, y0:y1, x0:x1], weight_y[y0:y1], weight_x[x0:x1]
+        if number == 2:
+            for corner in range(8):
+                cell.lead[corner] = cell.corners[1, corner] - cell.corners[0, corner]
+            pair_labels(cell.lead, cell.candidates[0], cell.candidates[1], inside, weight_z, inside_y, inside_x)
+        else:
+            many_labels(cell.corners, cell.candidates[:number], best, inside, weight_z, inside_y, inside_x)
+
+
+@compiled
+def surface_slabs(
+    planes: Planes,
+    bits: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    slabs: tuple[int, int, int],
+    rows: tuple[int, int, int],
+    tables: Tables,
+    out: NDArray,
+) -> np.int32:
+    """Labels of the slabs `slabs[0]:slabs[1]` of a block of rows that begins with slab `slabs[2]`.
+
+    In order, as the lower plane is kept from the slab before.
+
+    Args:
+        planes: scratch, and the logits; `starts` (D,) says where the block of each plane starts, `bits` is the same
+            memory as `planes.flat`. Only the planes of these slabs are read.
+        rows: as for `surface_slab`.
+        out: (all target planes, rows, columns).
+
+    Returns:
+        What `largest_magnitude` says of the planes read; the labels are worthless if that is not a finite number's.
+    """
+    depth, width = len(starts), len(tables.starts_x) - 1
+    uniform, hard = np.empty(planes.labels.shape[2], np.int32), np.empty(planes.labels.shape[2], np.int32)
+    largest = np.int32(0)
+    for lower in range(slabs[0], slabs[1]):
+        upper = min(lower + 1, depth - 1)
+        for plane in range(lower if lower == slabs[2] else lower + 1, upper + 1):
+            slot = plane % 2
+            planes.offsets[slot] = starts[plane]
+            top = planes.values[slot], planes.labels[slot]
+            found = top_three(planes.flat, bits, starts[plane], planes.stride, planes.classes, top[0], top[1])
+            largest = max(largest, found)
+        z0, z1 = tables.starts_z[lower], tables.starts_z[lower + 1]
+        if largest > LARGEST_FINITE or z0 == z1:
+            continue
+        slots, weight_z = (lower % 2, upper % 2), tables.weight_z[z0:z1]
+        uniform_cells(planes.labels[slots[0], 0], planes.labels[slots[1], 0], width, rows[1] - rows[0], uniform)
+        count = surface_slab(planes, slots, rows, uniform, tables, weight_z, out[z0:z1], hard)
+        label_hard_cells(planes, slots, rows, hard[:count], tables, weight_z, out[z0:z1])
+    return largest
+
+
+@compiled
+def survey(planes: Planes, width: int) -> tuple[int, int, int, int]:
+    """Of the cells between two rows of two planes: how many have two candidates at sight, how many are mixed
+    otherwise, the candidates of those, and how many needed a search of all classes."""
+    pairs, others, candidates, searches = 0, 0, 0, 0
+    cell = new_cell(planes.classes)
+    low, high = (planes.values[0], planes.labels[0]), (planes.values[1], planes.labels[1])
+    for x in range(width - 1):
+        places = (x, x + 1, width + x, width + x + 1)
+        gather(planes, (0, 1), places, cell)
+        if (cell.labels[0] == cell.labels[0, 0]).all():
+            continue
+        a, b = cell.labels[0, 0], cell.labels[1, 0]
+        if pair_lead(low, high, places, min(a, b), max(a, b), cell.lead):
+            pairs += 1
+            continue
+        number, search = find_candidates(planes, cell)
+        others, candidates, searches = others + 1, candidates + number, searches + search
+    return pairs, others, candidates, searches

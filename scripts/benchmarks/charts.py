@@ -1,0 +1,74 @@
+"""Rows of a benchmark as CSV and as a chart."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmarks.rows import Row
+
+
+def columns(rows: list[Row]) -> list[str]:
+    """All keys, in the order of their first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def read_csv(path: Path) -> list[Row]:
+    """What `write_csv` wrote, numbers as numbers; cells that were left blank are left out."""
+    with path.open(newline="") as file:
+        return [{key: _value(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def merged(old: list[Row], new: list[Row], key: str = "case") -> list[Row]:
+    """The old rows, those that were measured again replaced; further ones behind."""
+    fresh = {row[key]: row for row in new}
+    return [fresh.pop(row.get(key), row) for row in old] + list(fresh.values())
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns(rows))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw_seconds(rows: list[Row], path: Path, title: str) -> None:
+    """Seconds on a logarithmic axis: a group of bars for each row, a colour for each column that ends in `_s`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if "seconds" in row or any(key.endswith("_s") for key in row)]
+    sides = [key for key in columns(rows) if key.endswith("_s") or key == "seconds"]
+    figure = Figure(figsize=(8, 1 + 0.16 * len(rows) * (len(sides) + 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    thickness = 0.85 / len(sides)
+    for place, side in enumerate(sides):
+        at = [i + (place - (len(sides) - 1) / 2) * thickness for i, row in enumerate(rows) if row.get(side)]
+        axes.barh(at, [row[side] for row in rows if row.get(side)], thickness, label=side.removesuffix("_s"))
+    axes.set_yticks(range(len(rows)), [name_of(row) for row in rows])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="seconds", title=title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def name_of(row: Row) -> str:
+    """What a row is about: its leading entries, up to the first measurement."""
+    words = []
+    for key, value in row.items():
+        if key.endswith("_s") or key == "seconds":
+            break
+        words.append(f"{value}" if isinstance(value, str) else f"{key} {value}")
+    return words[0] if len(words) > 1 and isinstance(row[next(iter(row))], str) else ", ".join(words)

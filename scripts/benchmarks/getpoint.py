@@ -1,0 +1,114 @@
+"""Boundary points of a mask: `getpoint` against both algorithms of 2020 and a careful numpy version.
+
+The two of 2020 are written anew from their description. `original` cuts a window out of the mask for each candidate;
+`improved` fills a table with the spread of every element's window first, element after element, and looks candidates
+up in it. Their windows are as they were, 2 r wide and off centre. `filters` is the table from scipy's minimum and
+maximum filters, with vectorised look-up. All draw k=1 point per element with beta=0.95 and a radius of 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pointrend import getpoint
+from scripts.benchmarks.rows import Row
+
+BETA, RADIUS = 0.95, 1
+
+
+def made_mask(*shape: int) -> NDArray[np.uint8]:
+    """A lobed blob that fills about a third of the image, whatever its resolution."""
+    axes = np.meshgrid(*[(np.arange(n) + 0.5) / n * 2 - 1 for n in shape], indexing="ij", sparse=True)
+    angle = np.arctan2(axes[-2], axes[-1])
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    return (radius < 0.62 + 0.12 * np.sin(5 * angle) + 0.05 * np.sin(13 * angle + 1)).astype(np.uint8)
+
+
+RANDOM = np.random.default_rng(0)
+
+
+def draw(mask: NDArray[Any], share: float) -> NDArray[np.float64]:
+    rows, columns = mask.shape
+    return RANDOM.uniform((0, 0), (rows - 1, columns - 1), (int(share * mask.size), 2))
+
+
+def original(mask: NDArray[Any]) -> list[Any]:
+    padded = np.pad(mask, RADIUS, "edge")
+    kept = []
+    for point in draw(mask, BETA):
+        row, column = int(point[0] + 0.5), int(point[1] + 0.5)
+        window = padded[row : row + 2 * RADIUS, column : column + 2 * RADIUS]
+        if window.max() != window.min():
+            kept.append(point)
+    return kept + list(draw(mask, 1 - BETA))
+
+
+def improved(mask: NDArray[Any]) -> list[Any]:
+    padded = np.pad(mask, RADIUS, "edge")
+    spread = np.zeros(mask.shape)
+    for row in range(mask.shape[0]):
+        for column in range(mask.shape[1]):
+            window = padded[row : row + 2 * RADIUS, column : column + 2 * RADIUS]
+            spread[row, column] = window.max() - window.min()
+    kept = [point for point in draw(mask, BETA) if spread[int(point[0]), int(point[1])] > 0]
+    return kept + list(draw(mask, 1 - BETA))
+
+
+def filters(mask: NDArray[Any]) -> NDArray[np.float64]:
+    width = 2 * RADIUS + 1
+    mixed = ndimage.maximum_filter(mask, width) != ndimage.minimum_filter(mask, width)
+    points = draw(mask, BETA)
+    rows, columns = points.astype(np.int64).T
+    return np.concatenate((points[mixed[rows, columns]], draw(mask, 1 - BETA)))
+
+
+def fastest(function: Callable[[], Any], seconds: float) -> float:
+    """Seconds of the fastest call: one that is not counted, then as many as fit in `seconds`, at least one."""
+    function()
+    best, end = np.inf, time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        function()
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now > end:
+            return float(best)
+
+
+def measure(side: int, *, patience: float) -> Row:
+    mask = made_mask(side, side)
+    sides: dict[str, Callable[[], Any]] = {
+        "original": lambda: original(mask),
+        "improved": lambda: improved(mask),
+        "filters": lambda: filters(mask),
+        "getpoint": lambda: getpoint(mask, 1, BETA, nearest_neighbor=RADIUS),
+    }
+    seconds = {name: fastest(function, patience) for name, function in sides.items()}
+    return {
+        "mask": f"{side}x{side}",
+        "points": side * side,
+        **{f"{name}_s": value for name, value in seconds.items()},
+        "faster_than_original": round(seconds["original"] / seconds["getpoint"], 1),
+        "faster_than_improved": round(seconds["improved"] / seconds["getpoint"], 1),
+        "faster_than_filters": round(seconds["filters"] / seconds["getpoint"], 1),
+    }
+
+
+def measure_volume(side: int, *, density: float, radius: int, patience: float) -> Row:
+    mask = made_mask(side, side, side)
+    seconds = fastest(lambda: getpoint(mask, density, BETA, nearest_neighbor=radius), patience)
+    return {"mask": f"{side}x{side}x{side}", "points": int(density * mask.size), "getpoint_s": seconds}
+
+
+def run(quick: bool = False) -> list[Row]:
+    """Rows of the table: masks of 196 to 196 000 elements, then volumes with k=0.01 and a radius of 3."""
+    patience = 0.2 if quick else 2.0
+    rows = [measure(side, patience=patience) for side in (14, 44, 140, 443)]
+    sizes = (128,) if quick else (128, 256, 512)
+    return rows + [measure_volume(side, density=0.01, radius=3, patience=patience) for side in sizes]

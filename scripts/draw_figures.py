@@ -1,0 +1,46 @@
+"""Draw the figures of the README.
+
+points.png    sampled points over a mask at 32, 64 and 128 elements a side, as in 2020
+surface.png   the uncertain voxels of a coarse 3D segmentation: a shell around the organ
+speed.png     seconds of `getpoint` against its points, from results/benchmarks/getpoint.csv
+phantom.png   with --run: outlines of truth, unrefined and refined labels of a case, in three planes
+head.png      with --run: how the head works, step by step, on that case
+tensorboard_TAB.png  with --board: each tab of TensorBoard, in a headless Chromium
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnet.commands.cli import Options, finish
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str]) -> int:
+    options = Options(prog="figures.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--output", metavar="FOLDER", type=Path, default=REPOSITORY / "docs" / "images")
+    options.add_argument("--run", metavar="RUN", type=Path, help="a run with a head, as of make experiment")
+    options.add_argument("--case", metavar="NAME", help="a case of its validation fold (default: the first)")
+    options.add_argument("--board", metavar="RUNS", type=Path, help="a folder of runs, as runs/quickstart")
+    chosen = options.parse_args(argv)
+    sys.path.insert(0, str(REPOSITORY))  # illustrations/ and benchmarks/ belong to the repository, not to the packages
+    from scripts.figures import head, points
+
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    if chosen.board:
+        from scripts.figures import board
+
+        paths = board.draw(chosen.board, chosen.output)
+    else:
+        paths = head.draw(chosen.run, chosen.case, chosen.output) if chosen.run else points.draw(chosen.output)
+    for path in paths:
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)

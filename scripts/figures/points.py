@@ -1,0 +1,105 @@
+"""Points over masks and surfaces: what `getpoint` and `uncertain_voxels` choose, and how fast."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from vnet.core.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DARK, LIGHT, ACCENT = "#1b3a57", "#d7e3ee", "#d1495b"
+
+
+def draw(output: Path) -> list[Path]:
+    """Write points.png, surface.png and speed.png to the folder `output`."""
+    paths = []
+    for name, figure in (("points", points()), ("surface", surface()), ("speed", speed())):
+        paths.append(output / f"{name}.png")
+        figure.savefig(paths[-1], dpi=100, pil_kwargs={"optimize": True})
+    return paths
+
+
+def new_figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def points() -> Any:
+    """`getpoint` with k=2, beta=0.95 and a radius of 1 over the same shape at three resolutions."""
+    from pointrend import getpoint
+    from scripts.benchmarks.getpoint import made_mask
+
+    figure = new_figure(9, 3.3)
+    for place, side in enumerate((32, 64, 128), start=1):
+        mask = made_mask(side, side)
+        rows, columns = zip(*getpoint(mask, k=2, beta=0.95, nearest_neighbor=1, rng=0), strict=True)
+        axes = figure.add_subplot(1, 3, place)
+        # element i fills [i, i + 1)
+        axes.imshow(mask, cmap="Purples", vmax=2, extent=(0, side, side, 0))
+        axes.scatter(columns, rows, s=1.5, c="black", linewidths=0)
+        axes.set(title=f"{side} x {side}: {len(rows)} points", xticks=[], yticks=[])
+    return figure
+
+
+def organ_logits(coarse: int) -> Any:
+    """(2, n, n, n) logits of a lobed organ on a coarse grid, with the doubt of a network where its wall is thin."""
+    import torch
+
+    z, y, x = torch.meshgrid(*[(torch.arange(coarse) + 0.5) / coarse * 2 - 1] * 3, indexing="ij")
+    polar, azimuth = torch.atan2((x**2 + y**2).sqrt(), z), torch.atan2(y, x)
+    radius = 0.62 + 0.1 * torch.sin(3 * azimuth) * torch.sin(polar) ** 2 + 0.08 * torch.cos(4 * polar)
+    lead = (radius - (x**2 + y**2 + z**2).sqrt()) * (12 + 8 * torch.sin(2 * azimuth))
+    return torch.stack([-lead, lead]) / 2
+
+
+def surface() -> Any:
+    """The most uncertain 30 000 voxels of a 96^3 grid, from logits on a 24^3 grid."""
+    import torch
+
+    from pointrend import render_labels
+    from pointrend.sampling import uncertain_voxels
+
+    fine = (96, 96, 96)
+    logits = organ_logits(24)
+    index, uncertainty = uncertain_voxels(logits, fine, count=30_000)
+    z, y, x = torch.unravel_index(index, fine)
+    labels = render_labels(logits[None], fine)[0]
+    figure = new_figure(9, 4)
+    space = figure.add_subplot(1, 2, 1, projection="3d")
+    drawn = space.scatter(x, y, z, c=uncertainty, s=1, cmap="magma", linewidths=0)
+    space.set(title="the 3 % most uncertain voxels", xlabel="x", ylabel="y", zlabel="z")
+    space.view_init(elev=22, azim=-50)
+    figure.colorbar(drawn, ax=space, label="second best minus best logit", shrink=0.7)
+    plane = figure.add_subplot(1, 2, 2)
+    middle = z == fine[0] // 2
+    plane.imshow(labels[fine[0] // 2], cmap="Purples", vmax=2, origin="lower")
+    plane.scatter(x[middle], y[middle], s=5, c=uncertainty[middle], cmap="magma", linewidths=0)
+    plane.set(title="the plane in the middle", xlabel="x", ylabel="y")
+    return figure
+
+
+def speed() -> Any:
+    """Seconds against points, both axes logarithmic."""
+    source = REPOSITORY / "results" / "benchmarks" / "getpoint.csv"
+    if not source.is_file():
+        raise InputError(f"{source.relative_to(REPOSITORY)}: not there; run `python scripts/benchmark.py getpoint`")
+    with source.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("improved_s")]
+    figure = new_figure(6, 4)
+    axes = figure.add_subplot()
+    colours = {"original": LIGHT, "improved": "#7a9cc0", "filters": DARK, "getpoint": ACCENT}
+    count = [int(row["points"]) for row in rows]
+    for name, colour in colours.items():
+        label = {"original": "2020, window by window", "improved": "2020, improved", "filters": "numpy and scipy"}
+        axes.plot(count, [float(row[f"{name}_s"]) for row in rows], "o-", color=colour, label=label.get(name, name))
+    axes.set(xscale="log", yscale="log", xlabel="points", ylabel="seconds", title="Drawing points at a boundary")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure

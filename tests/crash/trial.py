@@ -1,0 +1,198 @@
+"""Kill a small training, run the same command again, compare with the undisturbed run; as often as asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.crash.child import Place
+from tests.crash.same import differences
+from vnet.core.errors import RunFault
+from vnet.core.progress import Bar
+from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+
+TWICE_EVERY = 3  # of so many runs one is killed again while it continues
+SMALL: dict[str, dict[str, Any]] = {
+    "data": {"root": "../data"},
+    "network": {
+        "width": 4,
+        "kernel": 3,
+        "norm": "batch",
+        "down": [1, 1, 1],
+        "up": [1, 1],
+        "strides": [[2, 2, 2]] * 2,
+        "dropout": 0.1,
+    },
+    "points": {"num_points": 128},
+    "training": {"batch": 2, "patch": [16, 24, 32], "validate_every": 6, "checkpoint_every": 4},
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: at a place while it is passed for the `count`th time, or `seconds` after the start."""
+
+    seconds: float = 0.0
+    place: Place | None = None
+    count: int = 0
+
+    def __str__(self) -> str:
+        if self.place is None:
+            return f"after {self.seconds:.2f} s"
+        return f"{self.place[1]}, {self.place[0]}, time {self.count}"
+
+
+class Bench:
+    """A small data set and config in a folder, and the undisturbed run that others are compared with.
+
+    Args:
+        folder: empty or new.
+        script: train.py.
+        words: its command line beside the config.
+        steps: of the training.
+    """
+
+    def __init__(self, folder: Path, script: Path, words: list[str], steps: int) -> None:
+        self.folder, self.script = folder, script
+        write_phantoms(folder / "data", 6, seed=3, kind=PhantomKind(size=(20, 24, 28)))
+        config = SMALL | {"training": SMALL["training"] | {"steps": steps}}
+        (folder / "small.yaml").write_text(yaml.safe_dump(config))
+        self.words = ["--config", "../small.yaml", *words]
+        log = folder / "places.json"
+        self.plain, started = self.place_of("undisturbed"), time.monotonic()
+        process = self.start(self.plain, [sys.executable, "-m", "tests.crash.child", "record", str(log)])
+        while process.poll() is None and not (self.plain / "runs").exists():
+            time.sleep(0.01)
+        self.first_file = time.monotonic() - started
+        self.finish(process, self.plain)
+        self.seconds = time.monotonic() - started
+        self.places: dict[Place, int] = {(m, name): count for m, name, count in json.loads(log.read_text())}
+
+    def place_of(self, name: str) -> Path:
+        """The working folder of a run: the command is the same in each, only the folder differs."""
+        place = self.folder / name
+        place.mkdir(parents=True)
+        return place
+
+    def draw(self, rng: np.random.Generator, *, by_time: bool) -> Moment:
+        """A moment: any time from the first file on, or any place, the rare ones as likely as the frequent."""
+        if by_time:
+            begin = 0.9 * self.first_file
+            return Moment(seconds=begin + float(rng.random()) * (self.seconds - begin))
+        place = sorted(self.places)[int(rng.integers(len(self.places)))]
+        return Moment(place=place, count=1 + int(rng.integers(self.places[place])))
+
+    def start(self, place: Path, wrapper: list[str]) -> subprocess.Popen[bytes]:
+        """The training command in a working folder, as a user would type it or in the wrapper."""
+        with (place / "out.txt").open("ab") as out, (place / "err.txt").open("wb") as err:
+            command = [*(wrapper or [sys.executable]), str(self.script), *self.words]
+            return subprocess.Popen(command, cwd=place, stdout=out, stderr=err, start_new_session=True)
+
+    def finish(self, process: subprocess.Popen[bytes], place: Path) -> None:
+        """Wait for the end of a run that nothing disturbs.
+
+        Raises:
+            RunFault: it failed.
+        """
+        with ended(process):
+            code = process.wait()
+        if code:
+            said = (place / "err.txt").read_text().strip().splitlines() or [f"exit code {code}"]
+            raise RunFault(f"{place.name}: the training fails by itself: {said[-1]}")
+
+    def kill(self, place: Path, moment: Moment) -> bool:
+        """Run until the moment; False where the run ended before it came."""
+        wrapper = []
+        if moment.place is not None:
+            wrapper = [sys.executable, "-m", "tests.crash.child", *moment.place, str(moment.count)]
+        started = time.monotonic()
+        process = self.start(place, wrapper)
+        with ended(process):
+            try:
+                code = process.wait(None if moment.place else moment.seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+        if code not in (0, -signal.SIGKILL):
+            said = (place / "err.txt").read_text().strip().splitlines() or [f"exit code {code}"]
+            raise RunFault(f"{place.name}, to be killed ({moment}), ended by itself: {said[-1]}")
+        if code == 0:  # the machine is faster than it was: later moments are drawn for that
+            self.seconds = min(self.seconds, time.monotonic() - started)
+            self.first_file = min(self.first_file, self.seconds / 2)
+        return code != 0
+
+
+class ended:
+    """The process does not outlive the block, whatever ends it (Ctrl-C, a fault)."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def run_trials(kills: int, folder: Path, script: Path, *, arm: str, seed: int, threads: int, steps: int) -> list[str]:
+    """Kill and resume until there were `kills` kills; every other one at a dangerous place, the rest at random times.
+
+    Args:
+        kills: how many; a run is killed once, every third one again while it continues.
+        folder: work is done there.
+        script: train.py.
+        seed: of the moments.
+
+    Returns:
+        What differed, a line each.
+
+    Raises:
+        RunFault: the training fails by itself.
+    """
+    rng = np.random.default_rng(seed)
+    faults: list[str] = []
+    kinds: Counter[str] = Counter()
+    with Bar("kills", kills) as bar:
+        bar.say(f"the undisturbed run: {arm}, {steps} steps")
+        bench = Bench(folder, script, ["--arm", arm, "--threads", str(threads)], steps)
+        reference = run_folder(bench.plain, arm)
+        bar.say(f"it took {bench.seconds:.1f} s and passed {len(bench.places)} kinds of dangerous places")
+        done = number = 0
+        while done < kills:
+            number += 1
+            place = bench.place_of(f"run_{number:02d}")
+            wanted = min(kills - done, 2 if number % TWICE_EVERY == 0 else 1)
+            told = []
+            for again in range(wanted):
+                moment = bench.draw(rng, by_time=(done + again) % 2 == 1)
+                if bench.kill(place, moment):
+                    told.append(str(moment))
+                    kinds["time" if moment.place is None else "place"] += 1
+            if not told:
+                continue  # it ended before the moment came: another run is killed in its stead
+            bench.finish(bench.start(place, []), place)
+            found = differences(reference, run_folder(place, arm))
+            faults += [f"{place.name}, killed {' and then '.join(told)}: {line}" for line in found]
+            done += len(told)
+            bar.say(f"{place.name} killed: {' | '.join(told)}: {'DIFFERS' if found else 'identical bits'}")
+            bar.advance(done=done)
+        bar.say(f"{kinds['place']} kills while a file was written, {kinds['time']} at random times")
+    return faults
+
+
+def run_folder(place: Path, arm: str) -> Path:
+    return place / "runs" / "small" / arm / "fold0_seed0"

@@ -1,0 +1,232 @@
+"""What is unusual, and data.py's own words. Run: pytest tests/data/test_survey.py"""
+
+import hashlib
+import io
+import shutil
+import tarfile
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from urllib.error import URLError
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.errors.world import set_header
+from vnet.core.errors import InputError
+from vnet.data.dataset import open_dataset
+from vnet.data.dataset_report import find_unusual, report_dataset
+from vnet.data.download import download_task, find_task
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "data.py"
+
+
+@pytest.fixture(scope="session")
+def main():
+    spec = spec_from_file_location("data_script", SCRIPT)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def unusual(root):
+    return [(finding.topic, finding.what) for finding in report_dataset(root, progress=False).findings]
+
+
+def test_a_plain_data_set_has_nothing_unusual(decathlon):
+    assert unusual(decathlon(6)) == []
+
+
+def test_each_oddity_is_named(decathlon, save):
+    root = decathlon(7)
+    label = np.asarray(nib.load(root / "labelsTr/case_00.nii.gz").dataobj)
+    save(root / "imagesTr/case_01.nii.gz", np.arange(210, dtype=np.float32).reshape(5, 6, 7), np.diag([1, 1, 2, 1]))
+    save(root / "labelsTr/case_01.nii.gz", label, np.diag([1, 1, 2, 1]))
+    shutil.copy(root / "imagesTr/case_02.nii.gz", root / "imagesTr/case_03.nii.gz")
+    save(root / "labelsTr/case_04.nii.gz", np.zeros((5, 6, 7), np.uint8))
+    save(root / "imagesTr/case_05.nii.gz", np.ones((5, 6, 7), np.float32), np.diag([-1, -1, 1, 1]))
+    save(root / "labelsTr/case_05.nii.gz", np.where(label == 2, 0, label), np.diag([-1, -1, 1, 1]))
+    assert sorted(unusual(root)) == [
+        ("duplicate", "case_02, case_03 hold the same image; they may fall on both sides of a fold"),
+        ("intensity", "case_05: channel 0 (MRI) holds one value only"),
+        ("label", "empty, background only: case_04"),
+        ("label", "far is absent in case_05"),
+        ("orientation", "files differ: 6 RAS, 1 LPS; all are turned to the same when read"),
+        ("spacing", "case_01: (2, 1, 1) mm (z, y, x); the median is (1, 1, 1)"),
+    ]
+
+
+def test_sizes_and_volumes_far_from_the_rest(decathlon, save):
+    root = decathlon(5)
+    label = np.zeros((20, 6, 7), np.uint8)
+    label[:, :, :3], label[0, 0, 6] = 1, 2
+    save(root / "labelsTr/case_02.nii.gz", label)
+    save(root / "imagesTr/case_02.nii.gz", np.arange(840, dtype=np.float32).reshape(20, 6, 7))
+    assert unusual(root) == [
+        ("size", "case_02: (7, 6, 20) voxels (z, y, x); the median is (7, 6, 5)"),
+        ("volume", "case_02: near is 0.36 ml; the median is 0.008"),
+    ]
+
+
+def test_an_absent_structure_is_named_once(decathlon):
+    root = decathlon(3, labels={"0": "background", "1": "near", "2": "far", "3": "lost"})
+    assert unusual(root) == [("label", "lost is absent in every case")]
+    assert find_unusual(open_dataset(root), {}) == []
+
+
+def test_check_prints_and_returns_0(decathlon, main, capsys):
+    assert main(["check", str(decathlon(6))]) == 0
+    out = capsys.readouterr().out
+    assert "Task: 6 cases read, channels MRI" in out
+    assert "near: in 6 cases, median 0.008 ml, from 0.008 to 0.008" in out
+    assert "nothing wrong, nothing unusual" in out
+
+
+def test_check_names_every_fault_and_nothing_else(decathlon, save, main, capsys):
+    root = decathlon(8)
+    (root / "labelsTr/case_00.nii.gz").unlink()
+    (root / "imagesTr/case_01.nii.gz").write_bytes(b"no gzip")
+    save(root / "labelsTr/case_02.nii.gz", np.full((5, 6, 7), 9, np.uint8))
+    with pytest.raises(InputError) as caught:
+        main(["check", str(root)])
+    assert caught.value.exit_code == 2
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [f"case case_0{number}" for number in range(3)]
+    out = capsys.readouterr().out
+    assert out.count("wrong") == 3
+    assert "unusual" not in out
+
+
+def test_check_names_ten_planted_faults_and_nothing_else(decathlon, save, main, capsys):
+    root = decathlon(12)
+    image, label = np.arange(210, dtype=np.float32).reshape(5, 6, 7), np.ones((5, 6, 7), np.uint8)
+    hole = image.copy()
+    hole[1, 2, 3] = np.nan
+    whole = (root / "imagesTr/case_01.nii.gz").read_bytes()
+    (root / "labelsTr/case_00.nii.gz").unlink()
+    (root / "imagesTr/case_01.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (root / "imagesTr/case_02.nii.gz").write_bytes(b"no gzip")
+    save(root / "labelsTr/case_03.nii.gz", np.full((5, 6, 7), 9, np.uint8))
+    save(root / "labelsTr/case_04.nii.gz", np.full((5, 6, 7), 0.5, np.float32))
+    save(root / "imagesTr/case_05.nii.gz", hole)
+    save(root / "labelsTr/case_06.nii.gz", label[:4])
+    save(root / "labelsTr/case_07.nii.gz", label, np.diag([1, 1, 3, 1]))
+    save(root / "imagesTr/case_08.nii.gz", np.stack([image, image], -1))
+    set_header(str(root / "imagesTr/case_09.nii.gz"), srow_x=[1, 1, 0, 0], srow_y=[1, 1, 0, 0], sform_code=1)
+    with pytest.raises(InputError) as caught:
+        main(["check", str(root)])
+    wanted = ["is not there", "ended before", "Not a gzipped", "hold 9", "not whole", "NaN", "shape", "affine differs"]
+    wanted += ["2 channels where dataset.json names 1", "singular"]
+    faults = caught.value.faults
+    assert [fault.split(":")[0] for fault in faults] == [f"case case_{number:02d}" for number in range(10)]
+    for fault, words in zip(faults, wanted, strict=True):
+        assert words in fault
+    assert capsys.readouterr().out.count("wrong") == 10
+
+
+def test_check_names_a_splits_file_that_does_not_fit(decathlon, main):
+    root = decathlon(6)
+    (root / "splits.json").write_text('{"folds": [{"train": ["case_00"], "val": ["nobody"]}]}')
+    with pytest.raises(InputError, match="fold 0 val names 'nobody', not a labelled case"):
+        main(["check", str(root)])
+
+
+def test_phantoms_are_made_as_wished(tmp_path, main, capsys):
+    words = "--count 2 --seed 3 --size 12 14 16 --spacing_mm 2 1 1 --organs 3 --no_vessels --modality CT --exact"
+    assert main(["phantoms", str(tmp_path / "made"), *words.split(), "--orientations", "LPS"]) == 0
+    assert "2 phantoms in" in capsys.readouterr().out
+    survey = report_dataset(tmp_path / "made", progress=False)
+    assert survey.dataset.structures == ("background", "organ 01", "organ 02", "organ 03")
+    assert survey.dataset.modalities == ("CT",)
+    for fact in survey.facts.values():
+        assert fact.shape == (12, 14, 16)
+        assert fact.spacing_mm == pytest.approx((2, 1, 1))
+        assert fact.orientation == "LPS"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["phantoms"], "command line: .*OUTPUT"),
+        (["phantoms", "x", "--modality", "PET"], "command line: .*--modality"),
+        (["phantoms", "x", "--organs", "0"], "organs must lie in 1 to 200"),
+        (["check", "nowhere"], "nowhere: no such folder"),
+        (["download", "Task99_Nothing", "x"], "no Decathlon task 'Task99_Nothing'; name one of Task01_BrainTumour"),
+        (["destroy"], "command line: .*destroy"),
+    ],
+)
+def test_words_that_cannot_be_followed(words, message, main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        main(words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("task", ["Task04_Hippocampus", "4", "04", "hippocampus", "Task4", "task04"])
+def test_a_task_is_found_by_name_or_number(task):
+    assert find_task(task, ["Task01_BrainTumour", "Task04_Hippocampus"]) == "Task04_Hippocampus"
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A task's archive on disk in the place of the one on the network."""
+    from monai.apps.datasets import DecathlonDataset
+
+    def serve(members):
+        path = tmp_path / "served.tar"
+        with tarfile.open(path, "w") as tar:
+            for name, content in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        digest = hashlib.md5(path.read_bytes()).hexdigest()
+        monkeypatch.setattr(DecathlonDataset, "resource", {"Task04_Hippocampus": path.as_uri()})
+        monkeypatch.setattr(DecathlonDataset, "md5", {"Task04_Hippocampus": digest})
+        return path
+
+    return serve
+
+
+def test_a_task_is_fetched_and_unpacked(archive, tmp_path, capsys):
+    archive({"Task04_Hippocampus/dataset.json": b"{}", "Task04_Hippocampus/imagesTr/a.nii.gz": b"x"})
+    folder = download_task("4", tmp_path / "data")
+    assert folder == tmp_path / "data/Task04_Hippocampus"
+    assert (folder / "imagesTr/a.nii.gz").read_bytes() == b"x"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["Task04_Hippocampus"]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="is there already"):
+        download_task("4", tmp_path / "data")
+
+
+def test_a_damaged_archive_leaves_nothing(archive, tmp_path, capsys):
+    path = archive({"Task04_Hippocampus/dataset.json": b"{}"})
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(InputError, match=r"cannot be fetched \(md5 hash check .* failed.*check the network"):
+        download_task("4", tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_an_archive_that_leaves_its_folder_is_refused(archive, tmp_path):
+    archive({"../../../escaped.txt": b"x", "Task04_Hippocampus/dataset.json": b"{}"})
+    with pytest.raises(InputError, match="cannot be fetched"):
+        download_task("4", tmp_path / "data")
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_no_network_is_one_line(tmp_path, monkeypatch, capsys):
+    def silent(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("monai.apps.utils.download_url", silent)
+    with pytest.raises(InputError, match=r"Name or service not known.*; check the network") as caught:
+        download_task("4", tmp_path / "data")
+    assert len(caught.value.faults) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.decathlon
+def test_the_hippocampus_data_have_nothing_wrong_or_unusual(hippocampus):
+    survey = report_dataset(hippocampus, progress=False)
+    assert survey.faults == ()
+    assert survey.findings == ()
+    assert len(survey.facts) == 208

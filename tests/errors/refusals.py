@@ -1,0 +1,847 @@
+"""Every rule that refuses: what is wrong, the command, the line it ends with, the exit code. One list, read by
+`test_refusals.py` and by `table.py`, which makes docs/refusals.md of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.errors.world import RUN, SIZE, describe, read_volume, set_header, write_volume
+
+CHECK = "data.py check data"
+TRAIN = "train.py --config tiny.yaml --data.root data"
+GO_ON = f"{TRAIN} --arm pointrend_s2"
+PREDICT = f"predict.py {RUN} --input data/imagesTr --output out"
+EVALUATE = f"evaluate.py {RUN}"
+COMPARE = "compare.py runs/tiny"
+IMAGE, LABEL = "data/imagesTr/b.nii.gz", "data/labelsTr/b.nii.gz"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A rule.
+
+    Attributes:
+        what: is wrong, as the table says it.
+        command: run in the folder that `world.write_world` makes.
+        message: the first line on stderr; `...` stands for anything.
+        plant: makes it wrong; in the working folder.
+        code: exit code.
+        lines: on stderr.
+    """
+
+    what: str
+    command: str
+    message: str
+    plant: Callable[[], Any] = lambda: None
+    code: int = 2
+    lines: int = 1
+
+
+def config(text: str) -> Callable[[], Any]:
+    """tiny.yaml becomes this."""
+    return lambda: Path("tiny.yaml").write_text(text)
+
+
+def header(**fields: Any) -> Callable[[], Any]:
+    return lambda: set_header(IMAGE, **fields)
+
+
+def description(**changes: Any) -> Callable[[], Any]:
+    return lambda: describe(**changes)
+
+
+def first_case(**changes: Any) -> Callable[[], Any]:
+    """The first entry of `training` becomes this."""
+    return lambda: describe(training=[changes])
+
+
+def text(path: str | Path, content: str | bytes) -> Callable[[], Any]:
+    """A file of this content, in a folder that is made when missing."""
+
+    def write() -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).unlink(missing_ok=True)
+        Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return write
+
+
+def voxels(
+    path: str, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None
+) -> Callable[[], Any]:
+    return lambda: write_volume(Path(path), change(read_volume(path).copy()), affine)
+
+
+def put(value: float, dtype: type = np.float32) -> Callable[[np.ndarray], np.ndarray]:
+    """The first voxel becomes `value`."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.astype(dtype)
+        array[0, 0, 0] = value
+        return array
+
+    return change
+
+
+def packed(change: Callable[[bytes], bytes]) -> Callable[[], Any]:
+    return lambda: Path(IMAGE).write_bytes(change(Path(IMAGE).read_bytes()))
+
+
+def bomb() -> None:
+    raw = gzip.decompress(Path(IMAGE).read_bytes())
+    Path(IMAGE).write_bytes(gzip.compress(raw + bytes(2**27), 1))
+
+
+def sparse() -> None:
+    with Path("data/dataset.json").open("r+b") as file:
+        file.truncate(2**26 + 1)
+
+
+def pipe() -> None:
+    Path(IMAGE).unlink()
+    os.mkfifo(IMAGE)
+
+
+class Bomb:
+    """Pickled, it would leave a file when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch harmed",)
+
+
+def pickled_code() -> None:
+    import torch
+
+    torch.save({"format": 1, "model": {}, "extra": Bomb()}, RUN / "checkpoints/last.ckpt")
+
+
+def other_network() -> None:
+    """The checkpoint of another width, in the place of the run's own."""
+    import torch
+
+    path = RUN / "checkpoints/last.ckpt"
+    state = torch.load(path, weights_only=True)
+    name = sorted(state["model"])[0]
+    state["model"][name] = state["model"][name][..., None]
+    torch.save(state, path)
+
+
+def unfinished(*names: str) -> Callable[[], Any]:
+    """The run lacks these files."""
+
+    def remove() -> None:
+        for name in names:
+            (RUN / name).unlink()
+
+    return remove
+
+
+def both(*deeds: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: [deed() for deed in deeds]
+
+
+def elsewhere(run: Path) -> None:
+    """The run's folder is a link to another."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    Path("elsewhere").mkdir()
+    run.symlink_to(Path("elsewhere").resolve())
+
+
+def same_channels_other_names() -> None:
+    describe(labels={"0": "background", "1": "left", "2": "right"})
+
+
+def two_channels() -> None:
+    for path in Path("data/imagesTr").iterdir():
+        array = read_volume(str(path))
+        write_volume(path, np.stack([array, array], -1))
+    describe(modality={"0": "T1", "1": "T2"})
+
+
+def no_foreground() -> None:
+    for path in Path("data/labelsTr").iterdir():
+        write_volume(path, np.zeros(SIZE, np.uint8))
+
+
+def alias_bomb() -> str:
+    """A few lines that YAML's aliases make a thousand million values of."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    return "\n".join([*lines, "data: {root: *a8}"])
+
+
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loss is infinite."""
+    from vnet.training.trainer import Trainer
+
+    plain = Trainer.apply
+    monkeypatch.setattr(Trainer, "apply", lambda self, loss, *rest: plain(self, loss * float("inf"), *rest))
+
+
+CONFIG = [
+    Refusal("a misspelt key", "train.py --data.fol 1", "command line: unknown key data.fol; did you mean data.fold?"),
+    Refusal(
+        "a misspelt key in the file",
+        TRAIN,
+        "tiny.yaml: unknown key network.widht; did you mean network.width?",
+        config("network: {widht: 8}"),
+    ),
+    Refusal(
+        "a misspelt key of an arm",
+        TRAIN,
+        "tiny.yaml: study.arms.mine: unknown key network.widht; did you mean network.width?",
+        config("study: {arms: {mine: {network: {widht: 8}}}}"),
+    ),
+    Refusal("a key without value", "train.py --training.steps", "command line: ..."),
+    Refusal(
+        "null where a key must have a value",
+        "train.py --config tiny.yaml",
+        "tiny.yaml: seed must have a value, got null; leave the key out for its default",
+        config("seed: null\n"),
+    ),
+    Refusal(
+        "text where a number is due",
+        f"{TRAIN} --training.steps many",
+        "command line: training.steps must be int, got many",
+    ),
+    Refusal(
+        "a fraction where a whole number is due",
+        TRAIN,
+        "tiny.yaml: training.steps must be int, got 1.5",
+        config("training: {steps: 1.5}"),
+    ),
+    Refusal(
+        "a value out of range",
+        f"{TRAIN} --points.importance_ratio 1.5",
+        "tiny.yaml: points.importance_ratio must lie in [0, 1], got 1.5",
+    ),
+    Refusal(
+        "not a number",
+        TRAIN,
+        "tiny.yaml: training.learning_rate must be positive, got nan",
+        config("training: {learning_rate: .nan}"),
+    ),
+    Refusal(
+        "a section that holds no keys",
+        TRAIN,
+        "tiny.yaml: network must hold keys and values, got 3",
+        config("network: 3"),
+    ),
+    Refusal("a file that holds no keys", TRAIN, "tiny.yaml: must hold keys and values, got list", config("- 1")),
+    Refusal("a file that is no YAML", TRAIN, "tiny.yaml: not valid YAML: ...", config("a: [")),
+    Refusal(
+        "a YAML tag that runs code",
+        TRAIN,
+        "tiny.yaml: not valid YAML: could not determine a constructor for the tag ...",
+        config("name: !!python/object/apply:os.system ['touch harmed']"),
+    ),
+    Refusal(
+        "YAML aliases that unfold to a thousand million values",
+        TRAIN,
+        "tiny.yaml: unfolds to more than 100000 values, which no config holds; write it without aliases",
+        config(alias_bomb()),
+    ),
+    Refusal(
+        "a YAML alias of itself",
+        TRAIN,
+        "tiny.yaml: unfolds to more than 100000 values, which no config holds; write it without aliases",
+        config("data: &a {root: *a}"),
+    ),
+    Refusal(
+        "a config larger than a megabyte",
+        TRAIN,
+        "tiny.yaml: larger than 1 MiB, which no config is; name a config file",
+        config("#" * (2**20 + 1)),
+    ),
+    Refusal(
+        "a config that is no text",
+        TRAIN,
+        "tiny.yaml: cannot be read (not UTF-8 text); name an existing config file",
+        lambda: Path("tiny.yaml").write_bytes(b"\xff\xfe\x00"),
+    ),
+    Refusal(
+        "no such config",
+        "train.py --config none.yaml",
+        "none.yaml: cannot be read (No such file or directory); name an existing config file",
+    ),
+    Refusal(
+        "an unknown arm",
+        f"{TRAIN} --arm pointrend",
+        "tiny.yaml: unknown arm pointrend; it is one of coarse_s2, ..., or a name under study.arms",
+    ),
+    Refusal(
+        "an arm that sets what the study sets",
+        TRAIN,
+        "tiny.yaml: study.arms.mine cannot set seed: the study itself sets it",
+        config("study: {arms: {mine: {seed: 3}}}"),
+    ),
+    Refusal(
+        "a comparison of an arm that is none",
+        "experiment.py --config tiny.yaml",
+        "tiny.yaml: study.comparisons must be `A - B` of the arms ..., got dense - nobody",
+        config("study: {comparisons: [dense - nobody]}"),
+    ),
+    Refusal(
+        "a name that leaves run_root", f"{TRAIN} --name ../x", "tiny.yaml: name must be a plain folder name, got '../x'"
+    ),
+    Refusal(
+        "a name of two lines",
+        TRAIN,
+        "tiny.yaml: name must be a plain folder name, got ...",
+        config('name: "a\\nb"'),
+    ),
+    Refusal(
+        "an output stride that no stage has",
+        f"{TRAIN} --network.output_stride 3",
+        "tiny.yaml: network.output_stride must be the stride of a decoder stage, one of ..., got 3",
+    ),
+    Refusal(
+        "a patch too small to normalise",
+        f"{TRAIN} --training.patch [4,4,4]",
+        "tiny.yaml: training.patch must leave more than one voxel to normalise at the deepest stage ..., got [4, 4, 4]",
+    ),
+    Refusal(
+        "a stage that the network has not",
+        f"{TRAIN} --points.features [encoder9]",
+        "tiny.yaml: points.features must name stages of ..., got encoder9",
+    ),
+    Refusal(
+        "a network larger than memory",
+        f"{TRAIN} --network.width 500000",
+        "network.width: the network needs about ... GiB of memory and this machine has ...; lower network.width",
+    ),
+    Refusal(
+        "more threads than any machine has",
+        f"{TRAIN} --threads 1000000",
+        "tiny.yaml: threads must be 0 to 4096, got 1000000",
+    ),
+    Refusal(
+        "a checkpoint to start from that is not there",
+        f"{TRAIN} --training.init_from none.ckpt",
+        "training.init_from: none.ckpt: no such checkpoint; correct the path",
+    ),
+    Refusal(
+        "mirroring along an axis that does not exist",
+        f"{TRAIN} --inference.mirror [w]",
+        "tiny.yaml: inference.mirror must name axes of z, y, x, each once, got ['w']",
+    ),
+    Refusal(
+        "no data set",
+        "train.py",
+        "data.root: no data set named; add --data.root FOLDER (Decathlon or nnU-Net raw layout)",
+    ),
+    Refusal(
+        "a fold that does not exist",
+        f"{TRAIN} --data.fold 7",
+        "data.fold: fold 7 does not exist; this data set has folds 0 to 4, and all",
+    ),
+]
+
+DATA_SET = [
+    Refusal(
+        "no such data set", "data.py check nowhere", "nowhere: no such folder; name the folder that holds dataset.json"
+    ),
+    Refusal(
+        "no dataset.json",
+        "data.py check data/imagesTr",
+        "data/imagesTr/dataset.json: no such file; name a folder in the Decathlon or nnU-Net raw layout",
+    ),
+    Refusal(
+        "a dataset.json that is no JSON",
+        CHECK,
+        "data/dataset.json: not JSON (...); correct it",
+        text("data/dataset.json", "{"),
+    ),
+    Refusal(
+        "a dataset.json nested 100 000 deep",
+        CHECK,
+        "data/dataset.json: not JSON (...); correct it",
+        text("data/dataset.json", "[" * 100_000),
+    ),
+    Refusal(
+        "a dataset.json that is a list",
+        CHECK,
+        "data/dataset.json: must hold an object, got list; correct it",
+        text("data/dataset.json", "[]"),
+    ),
+    Refusal(
+        "a dataset.json of 64 MiB",
+        CHECK,
+        "data/dataset.json: larger than 64 MiB, which no list of cases is; mend it",
+        sparse,
+    ),
+    Refusal(
+        "no labels",
+        CHECK,
+        "dataset.json: labels must map label values to names, got None; add them",
+        description(labels=None),
+    ),
+    Refusal(
+        "label values with a gap",
+        CHECK,
+        "dataset.json: labels must be 0 (background), 1, 2, ... without gaps, got [0, 1, 3]; renumber them",
+        description(labels={"0": "background", "1": "near", "3": "far"}),
+    ),
+    Refusal(
+        "two structures of one name",
+        CHECK,
+        "dataset.json: labels: name 'near' is given twice; correct it",
+        description(labels={"0": "background", "1": "near", "2": "near"}),
+    ),
+    Refusal(
+        "a structure's name of two lines",
+        CHECK,
+        "dataset.json: labels: the name of 2 must be one printable line, got ...; correct it",
+        description(labels={"0": "background", "1": "near", "2": "fa\nr"}),
+    ),
+    Refusal(
+        "a region in place of a label value",
+        CHECK,
+        "dataset.json: labels: value of 'far' must be a whole number, got [1, 2]; regions are not read: give each "
+        "voxel one structure's value",
+        description(labels={"background": 0, "near": 1, "far": [1, 2]}),
+    ),
+    Refusal(
+        "no channels",
+        CHECK,
+        'dataset.json: modality (or channel_names) must map channel numbers to names, as {"0": "MRI"}, got None; '
+        "add it",
+        description(modality=None),
+    ),
+    Refusal(
+        "channels with a gap",
+        CHECK,
+        'dataset.json: modality (or channel_names) must number its channels "0", "1", ..., got ...; correct it',
+        description(modality={"0": "T1", "2": "T2"}),
+    ),
+    Refusal(
+        "cases that are no list",
+        CHECK,
+        "dataset.json: training must be a list of cases, got 5; correct it",
+        description(training=5),
+    ),
+    Refusal(
+        "a case that is no object",
+        CHECK,
+        'dataset.json: training[0] must be {"image": path, "label": path}, got {\'label\': 3}; correct it',
+        first_case(label=3),
+    ),
+    Refusal(
+        "an absolute path",
+        CHECK,
+        "dataset.json: training[0].image: path leaves the data set, got '/etc/a.nii.gz'; write it relative to "
+        "dataset.json, without ..",
+        first_case(image="/etc/a.nii.gz"),
+    ),
+    Refusal(
+        "a path that climbs out",
+        CHECK,
+        "dataset.json: training[0].label: path leaves the data set, got '../../a.nii.gz'; write it relative to "
+        "dataset.json, without ..",
+        first_case(image="imagesTr/a.nii.gz", label="../../a.nii.gz"),
+    ),
+    Refusal(
+        "a file name of two lines",
+        CHECK,
+        "dataset.json: training[0].image: file name must be printable, got ...; rename the file",
+        first_case(image="imagesTr/a\n.nii.gz"),
+    ),
+    Refusal(
+        "a file name that clears the terminal, nnU-Net's layout",
+        CHECK,
+        "data/imagesTr: file name must be printable, got ...; rename the file",
+        both(description(training=None), text("data/imagesTr/\x1b[2J_0000.nii.gz", "")),
+    ),
+    Refusal(
+        "a volume that is no NIfTI by its name",
+        CHECK,
+        "dataset.json: training[0].image: must end in .nii.gz or .nii, got 'imagesTr/a.mha'; convert the volume",
+        first_case(image="imagesTr/a.mha"),
+    ),
+    Refusal(
+        "a case listed twice",
+        CHECK,
+        "case a: named twice in dataset.json; give each case its own file name",
+        description(training=[{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}] * 2),
+    ),
+    Refusal(
+        "a file that is not there",
+        CHECK,
+        "case b: imagesTr/b.nii.gz is not there; restore the file or take the case out",
+        lambda: Path(IMAGE).unlink(),
+    ),
+    Refusal(
+        "a pipe in the place of a file",
+        CHECK,
+        "case b: imagesTr/b.nii.gz is not there; restore the file or take the case out",
+        pipe,
+    ),
+    Refusal(
+        "no cases",
+        CHECK,
+        "data: no training cases found; list them in dataset.json or fill imagesTr and labelsTr",
+        description(training=[]),
+    ),
+    Refusal(
+        "a splits file of unknown cases",
+        CHECK,
+        "data/splits.json: fold 0 val names 'z', not a labelled case of the data set; correct it",
+        text("data/splits.json", '{"folds": [{"train": ["a"], "val": ["z"]}]}'),
+    ),
+    Refusal(
+        "a case on both sides of a fold",
+        CHECK,
+        "data/splits.json: fold 0 has 'a' in both train and val; a case may be in one only",
+        text("data/splits.json", '{"folds": [{"train": ["a", "b"], "val": ["a"]}]}'),
+    ),
+    Refusal(
+        "a fold without validation cases",
+        CHECK,
+        "data.fold: fold 0 has no case to validate on; add labelled cases, mend the splits file, or use all",
+        text("data/splits.json", '{"folds": [{"train": ["a", "b"], "val": []}]}'),
+    ),
+    Refusal(
+        "no labelled structure in any case",
+        CHECK,
+        "data: no case holds a labelled structure; add labels with foreground",
+        no_foreground,
+    ),
+]
+
+VOLUMES = [
+    Refusal(
+        "a header that claims 10^12 voxels",
+        CHECK,
+        f"case b: {IMAGE}: the header claims 1e+12 voxels ...",
+        header(dim=[3, 10000, 10000, 10000, 1, 1, 1, 1]),
+    ),
+    Refusal(
+        "a gzip bomb", CHECK, f"case b: {IMAGE}: holds more data than its header claims; write the volume again", bomb
+    ),
+    Refusal(
+        "a truncated gzip stream",
+        CHECK,
+        f"case b: {IMAGE}: truncated or damaged gzip (...); copy or download it again",
+        packed(lambda raw: raw[:-40]),
+    ),
+    Refusal(
+        "a flipped bit",
+        CHECK,
+        f"case b: {IMAGE}: truncated or damaged gzip (...); copy or download it again",
+        packed(lambda raw: raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]),
+    ),
+    Refusal(
+        "missing voxels",
+        CHECK,
+        f"case b: {IMAGE}: truncated: 10 bytes of its voxels are missing; copy or download it again",
+        packed(lambda raw: gzip.compress(gzip.decompress(raw)[:-10])),
+    ),
+    Refusal(
+        "no NIfTI",
+        CHECK,
+        f"case b: {IMAGE}: not a NIfTI file (.nii, .nii.gz); convert the volume",
+        packed(lambda raw: gzip.compress(b"<html>" * 90)),
+    ),
+    Refusal(
+        "an axis of length 0",
+        CHECK,
+        f"case b: {IMAGE}: an axis has length 0 (shape (9, 0, 12)); write the volume again",
+        header(dim=[3, 9, 0, 12, 1, 1, 1, 1]),
+    ),
+    Refusal(
+        "a negative axis",
+        CHECK,
+        f"case b: {IMAGE}: damaged header (dim ...); convert the volume again",
+        header(dim=[3, 9, -10, 12, 1, 1, 1, 1]),
+    ),
+    Refusal(
+        "a spacing of 0",
+        CHECK,
+        f"case b: {IMAGE}: the affine is singular (spacing (0.0, 1.0, 1.0) mm); mend the header (spacing above 0, "
+        "axes apart)",
+        header(sform_code=0, qform_code=0, pixdim=[1, 0, 1, 1, 0, 0, 0, 0]),
+    ),
+    Refusal(
+        "two axes that point the same way",
+        CHECK,
+        f"case b: {IMAGE}: the affine is singular (two axes point the same way); mend the header (spacing above 0, "
+        "axes apart)",
+        header(srow_x=[1, 1, 0, 0], srow_y=[1, 1.0001, 0, 0]),
+    ),
+    Refusal(
+        "a spacing that is not finite",
+        CHECK,
+        f"case b: {IMAGE}: the affine is not finite; mend the header (spacing above 0, axes apart)",
+        header(srow_x=[np.nan, 0, 0, 0]),
+    ),
+    Refusal(
+        "a scale that is not finite",
+        CHECK,
+        f"case b: {IMAGE}: slope 2.0 and intercept inf must be finite; mend the header",
+        header(scl_slope=2, scl_inter=np.inf),
+    ),
+    Refusal(
+        "complex voxels",
+        CHECK,
+        f"case b: {IMAGE}: voxels of type complex64 are not read; convert them to integers or floats",
+        header(datatype=32, bitpix=64),
+    ),
+    Refusal(
+        "colours",
+        CHECK,
+        f"case b: {IMAGE}: voxels of type ... are not read; convert them to integers or floats",
+        header(datatype=128, bitpix=24),
+    ),
+    Refusal(
+        "five axes",
+        CHECK,
+        f"case b: {IMAGE}: 5-D (shape (9, 10, 6, 1, 2)) where 3-D, or 4-D with channels, is due",
+        header(dim=[5, 9, 10, 6, 1, 2, 1, 1]),
+    ),
+    Refusal(
+        "a NaN in the image",
+        CHECK,
+        f"case b: {IMAGE}: 1 voxels are NaN or infinite; replace them by the background's intensity",
+        voxels(IMAGE, put(np.nan)),
+    ),
+    Refusal(
+        "an intensity beyond float32",
+        CHECK,
+        f"case b: {IMAGE}: 1 voxels are NaN or infinite; replace them by the background's intensity",
+        voxels(IMAGE, put(1e300, np.float64)),
+    ),
+    Refusal(
+        "more channels than dataset.json names",
+        CHECK,
+        "case b: the image is 4-D where 3-D is due: 2 channels where dataset.json names 1 (MRI); correct one of the "
+        "two",
+        voxels(IMAGE, lambda array: np.stack([array, array], -1)),
+    ),
+    Refusal(
+        "a label on another grid",
+        CHECK,
+        f"case b: {LABEL}: shape (9, 10, 11) differs from (9, 10, 12) of its image; resample the label to the image's "
+        "grid",
+        voxels(LABEL, lambda array: array[:, :, :-1]),
+    ),
+    Refusal(
+        "a label of another place",
+        CHECK,
+        f"case b: {LABEL}: affine differs from that of its image, corners lie 10 mm apart; resample the label to the "
+        "image's grid",
+        voxels(LABEL, lambda array: array, np.diag([1.0, 2.0, 1.0, 1.0])),
+    ),
+    Refusal(
+        "a label of fractions",
+        CHECK,
+        f"case b: {LABEL}: 1 voxels hold label values that are not whole; resample with nearest neighbour",
+        voxels(LABEL, put(0.5)),
+    ),
+    Refusal(
+        "a NaN in a label",
+        CHECK,
+        f"case b: {LABEL}: the label holds NaN or infinite voxels; write whole label values",
+        voxels(LABEL, put(np.nan)),
+    ),
+    Refusal(
+        "a negative label value",
+        CHECK,
+        f"case b: {LABEL}: label values must lie in 0 to 65535, got -1 to 2; renumber them",
+        voxels(LABEL, put(-1, np.int16)),
+    ),
+    Refusal(
+        "a label value that dataset.json does not name",
+        CHECK,
+        "case b: 1 voxels of the label hold 7, outside the classes 0 to 2 of dataset.json; name these values there or "
+        "mend the label",
+        voxels(LABEL, put(7, np.uint8)),
+    ),
+    Refusal(
+        "a label of four axes",
+        CHECK,
+        f"case b: {LABEL}: the label is 4-D (9, 10, 12, 2) where 3-D is due; keep one 3-D volume",
+        voxels(LABEL, lambda array: np.stack([array, array], -1)),
+    ),
+    Refusal(
+        "the same, met by a training: nothing is begun",
+        f"{TRAIN} --name other",
+        f"case b: {IMAGE}: 1 voxels are NaN or infinite; replace them by the background's intensity",
+        voxels(IMAGE, put(np.nan)),
+    ),
+]
+
+RUNS = [
+    Refusal(
+        "a run folder with another experiment",
+        f"{GO_ON} --training.learning_rate 0.1",
+        f"{RUN}: holds another experiment (config or data differ: hash ..., now ...); give this one another name or "
+        "run_root, or remove that folder",
+    ),
+    Refusal(
+        "a run whose data changed",
+        GO_ON,
+        f"{RUN}: holds another experiment (config or data differ: hash ..., now ...); give this one another name or "
+        "run_root, or remove that folder",
+        voxels(IMAGE, put(50)),
+    ),
+    Refusal(
+        "a run folder with foreign files",
+        f"{TRAIN} --name other",
+        "runs/other/dense/fold0_seed0: holds files but no run.json of this project; name another run_root or name",
+        text("runs/other/dense/fold0_seed0/thesis.txt", "mine"),
+    ),
+    Refusal(
+        "a file in the place of the run folder",
+        f"{TRAIN} --name other",
+        "runs/other/dense/fold0_seed0: a file stands where a folder is needed; name another folder",
+        text("runs/other/dense/fold0_seed0", "mine"),
+    ),
+    Refusal(
+        "a file in the place of run_root",
+        f"{TRAIN} --run_root tiny.yaml",
+        "tiny.yaml/cache: a file stands where a folder is needed; name another folder",
+    ),
+    Refusal(
+        "a link in the place of the run folder",
+        f"{TRAIN} --name other",
+        "runs/other/dense/fold0_seed0: is a link, which writing does not follow; put a folder or file there",
+        lambda: elsewhere(Path("runs/other/dense/fold0_seed0")),
+    ),
+    Refusal(
+        "a link in the place of a run's file",
+        GO_ON,
+        f"{RUN}/log.txt: is a link, which writing does not follow; put a folder or file there",
+        both(
+            unfinished("cases.csv", "log.txt"),
+            text("mine.txt", "mine"),
+            lambda: (RUN / "log.txt").symlink_to(Path("mine.txt").resolve()),
+        ),
+    ),
+    Refusal(
+        "a checkpoint that would run code",
+        PREDICT,
+        f"{RUN}/checkpoints/last.ckpt: not a checkpoint of this project (holds more than tensors and plain values); "
+        "train again or restore it",
+        pickled_code,
+    ),
+    Refusal(
+        "a pickle in the place of a checkpoint",
+        PREDICT,
+        f"{RUN}/checkpoints/last.ckpt: not a checkpoint of this project (...); train again or restore it",
+        text(RUN / "checkpoints/last.ckpt", pickle.dumps(Bomb())),
+    ),
+    Refusal(
+        "a torn checkpoint",
+        GO_ON,
+        f"{RUN}/checkpoints/last.ckpt: not a checkpoint of this project (torn or foreign); train again or restore it",
+        both(
+            unfinished("cases.csv"),
+            lambda: os.truncate(RUN / "checkpoints/last.ckpt", 5000),
+        ),
+    ),
+    Refusal(
+        "a checkpoint of another network",
+        PREDICT,
+        f"{RUN}/checkpoints/last.ckpt: checkpoint of another network: ... is ... there and ... in the config; use the "
+        "config that it was trained with",
+        other_network,
+    ),
+    Refusal(
+        "no checkpoint",
+        PREDICT,
+        f"{RUN}/checkpoints/last.ckpt: no such checkpoint; train the run first, or name another with --checkpoint",
+        unfinished("checkpoints/last.ckpt"),
+    ),
+    Refusal(
+        "no run",
+        "evaluate.py data",
+        "data: not a run (no config.yaml and run.json); name a folder RUN_ROOT/NAME/ARM/foldF_seedS",
+    ),
+    Refusal("a run whose config is damaged", PREDICT, f"{RUN}/config.yaml: ...", text(RUN / "config.yaml", "a: [")),
+    Refusal(
+        "an evaluation before the training has ended",
+        EVALUATE,
+        f"{RUN}: its training has not ended; run the training command again",
+        lambda: (RUN / "run.json").write_text(
+            json.dumps({k: v for k, v in json.loads((RUN / "run.json").read_text()).items() if k != "steps"})
+        ),
+    ),
+    Refusal(
+        "an evaluation on other structures",
+        EVALUATE,
+        "data: structures ['background', 'left', 'right'], the network knows ['background', 'near', 'far']; make the "
+        "labels in dataset.json agree",
+        same_channels_other_names,
+    ),
+    Refusal(
+        "an evaluation on other channels",
+        EVALUATE,
+        "data: 2 channels, the network reads 1; name a data set of the same kind",
+        two_channels,
+    ),
+    Refusal("no input", f"predict.py {RUN} --input none --output out", "--input none: no such file or folder"),
+    Refusal(
+        "an input without volumes",
+        f"predict.py {RUN} --input data --output out",
+        "--input data: no NIfTI file (.nii.gz or .nii) there",
+    ),
+    Refusal(
+        "labels in the place of their images",
+        f"predict.py {RUN} --input data/imagesTr --output data/imagesTr",
+        "--output data/imagesTr: a.nii.gz there is the image itself; name another folder",
+    ),
+    Refusal(
+        "an image with other channels",
+        PREDICT,
+        f"{IMAGE}: 2 channels, the network reads 1",
+        voxels(IMAGE, lambda array: np.stack([array, array], -1)),
+    ),
+    Refusal(
+        "a damaged image among sound ones: they are labelled, it is named",
+        PREDICT,
+        f"{IMAGE}: truncated or damaged gzip (...); copy or download it again",
+        packed(lambda raw: raw[:-40]),
+    ),
+    Refusal(
+        "a file in the place of the output folder",
+        f"predict.py {RUN} --input data/imagesTr --output tiny.yaml",
+        "tiny.yaml: a file stands where a folder is needed; name another folder",
+    ),
+    Refusal("a comparison of nothing", "compare.py data", "data: ..."),
+    Refusal("a table that is none", COMPARE, f"{RUN}/cases.csv: ...", text(RUN / "cases.csv", b"\x00\xff" * 40)),
+    Refusal(
+        "a table that lacks columns",
+        COMPARE,
+        f"{RUN}/cases.csv: lacks the columns ...; is it a cases.csv of this project?",
+        text(RUN / "cases.csv", "arm,fold\ndense,0\n"),
+    ),
+    Refusal("a margin below 0", f"{COMPARE} --margin -1", "the margin must be a Dice of 0 or more, got -1.0"),
+    Refusal(
+        "phantoms over a data set", "data.py phantoms data", "data: is there already; name a new folder or remove it"
+    ),
+    Refusal("phantoms without organs", "data.py phantoms new --organs 0", "organs must lie in 1 to 200, got 0"),
+    Refusal(
+        "a download of no task",
+        "data.py download Task99_Nothing new",
+        "no Decathlon task 'Task99_Nothing'; name one of Task01_BrainTumour, ...",
+    ),
+    Refusal("a word that no script knows", "data.py destroy data", "command line: ...; see --help"),
+    Refusal(
+        "a fault test of no kills",
+        "faults.py --kills 0",
+        "command line: --kills and --steps must be 1 or more and --seed 0 or more, got ['--kills', '0']; see --help",
+    ),
+]
+
+GROUPS = {"Config": CONFIG, "Data set": DATA_SET, "Volumes": VOLUMES, "Runs, checkpoints and commands": RUNS}

@@ -1,0 +1,214 @@
+"""Metrics against masks small enough to count by hand, and against MONAI where MONAI has a value."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from vnet.evaluation.metrics import (
+    METRICS,
+    SurfaceDistances,
+    average_distance_mm,
+    band_dice,
+    case_metrics,
+    dice_scores,
+    hausdorff95_mm,
+    surface_dice,
+    surface_distances,
+    surface_voxels,
+)
+
+NAMES = ("background", "organ", "vessel")
+
+
+def box(shape, corner, size, label=1):
+    labels = np.zeros(shape, np.uint8)
+    labels[tuple(slice(c, c + s) for c, s in zip(corner, size, strict=True))] = label
+    return labels
+
+
+def blobs(seed, shape=(11, 14, 17), classes=3):
+    """Two label volumes of smooth random blobs that overlap in part."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(size=(classes, *shape))
+    fields = [common + 0.6 * rng.normal(size=(classes, *shape)) for _ in range(2)]
+    return [np.stack([ndimage.gaussian_filter(f, 1.5) for f in field]).argmax(0) for field in fields]
+
+
+def test_a_cube_moved_one_voxel_along_a_3_mm_axis():
+    truth, moved = box((9, 9, 9), (3, 3, 3), (3, 3, 3)), box((9, 9, 9), (4, 3, 3), (3, 3, 3))
+    row, vessel = case_metrics(moved, truth, NAMES, (3.0, 1.0, 0.5), tolerance_mm=1.0)
+    # 26 of the 27 voxels are surface; per direction the 9 of the face that was left are 3 mm off, and the centre of
+    # the box that the other one fills is nearest to a face neighbour: 0.5 mm along x
+    assert row["dice"] == pytest.approx(2 * 18 / 54)
+    assert row["hd95_mm"] == 3.0
+    assert row["assd_mm"] == pytest.approx((9 * 3 + 0.5) / 26)
+    assert row["surface_dice"] == pytest.approx(17 / 26)
+    assert row["truth_ml"] == row["predicted_ml"] == pytest.approx(27 * 1.5 / 1000)
+    assert row["thinness"] == pytest.approx(26 / 27)
+    assert {vessel[name] for name in METRICS} == {None}
+
+
+def test_the_axis_of_the_spacing_matters():
+    truth = box((9, 9, 9), (3, 3, 3), (3, 3, 3))
+    for axis, spacing in enumerate((3.0, 1.0, 0.5)):
+        moved = np.roll(truth, 1, axis)
+        assert case_metrics(moved, truth, NAMES, (3.0, 1.0, 0.5), 1.0)[0]["hd95_mm"] == spacing
+
+
+@pytest.mark.parametrize("missed", [True, False])
+def test_missed_and_hallucinated_score_the_diagonal(missed):
+    empty, full = np.zeros((4, 6, 10), np.int64), box((4, 6, 10), (1, 1, 1), (2, 2, 2))
+    prediction, truth = (empty, full) if missed else (full, empty)
+    row = case_metrics(prediction, truth, NAMES, (3.0, 2.0, 1.0), 1.0)[0]
+    diagonal = math.sqrt(12**2 + 12**2 + 10**2)
+    assert [row[name] for name in METRICS] == [0, 0, pytest.approx(diagonal), pytest.approx(diagonal), 0]
+    assert row["truth_ml"] == (0.048 if missed else 0)
+    assert row["thinness"] == (1.0 if missed else None)
+
+
+def test_absent_in_both_is_blank():
+    truth = box((5, 5, 5), (1, 1, 1), (2, 2, 2))
+    rows = case_metrics(truth, truth, NAMES, (1, 1, 1), 0.0)
+    assert [row["structure"] for row in rows] == ["organ", "vessel"]
+    assert rows[0] | {"truth_ml": None, "predicted_ml": None} == {
+        "structure": "organ", "dice": 1, "surface_dice": 1, "hd95_mm": 0, "assd_mm": 0, "band_dice": 1,
+        "truth_ml": None, "predicted_ml": None, "thinness": 1,
+    }  # fmt: skip
+    assert all(rows[1][name] is None for name in ("dice", "surface_dice", "hd95_mm", "assd_mm", "band_dice"))
+
+
+def test_ignored_voxels_count_for_nothing():
+    truth = box((5, 6, 7), (1, 1, 1), (2, 2, 2))
+    truth[4] = 255
+    prediction = truth.copy()
+    prediction[4] = 2  # a structure predicted where nobody looked
+    organ, vessel = case_metrics(prediction, truth, NAMES, (1, 1, 1), 1.0, ignore=255)
+    assert organ["dice"] == 1
+    assert vessel["dice"] is None
+    assert vessel["predicted_ml"] == 0
+    np.testing.assert_array_equal(dice_scores(prediction, truth, 3, ignore=255), [1, np.nan])
+
+
+def test_cropping_to_the_structure_changes_nothing():
+    prediction, truth = blobs(3)
+    wide = [np.pad(volume, ((2, 5), (1, 0), (7, 3))) for volume in (prediction, truth)]
+    near = [np.pad(volume, 1) for volume in (prediction, truth)]
+    for a, b in zip(
+        case_metrics(*wide, NAMES, (2, 1, 1), 1.0), case_metrics(*near, NAMES, (2, 1, 1), 1.0), strict=True
+    ):
+        assert a == b
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10_000), st.sampled_from([(1.0, 1.0, 1.0), (3.0, 1.0, 0.7), (0.8, 0.8, 2.5)]))
+def test_surface_metrics_agree_with_monai(seed, spacing):
+    from monai.metrics import (
+        compute_average_surface_distance,
+        compute_dice,
+        compute_hausdorff_distance,
+        compute_surface_dice,
+    )
+
+    prediction, truth = blobs(seed)
+    one_hot = [torch.from_numpy(np.stack([v == k for k in range(3)])[None]).float() for v in (prediction, truth)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's own deprecations, and absent structures
+        expected = {
+            "dice": compute_dice(*one_hot, include_background=False),
+            "hd95_mm": compute_hausdorff_distance(*one_hot, percentile=95, spacing=spacing),
+            "assd_mm": compute_average_surface_distance(*one_hot, symmetric=True, spacing=spacing),
+            "surface_dice": compute_surface_dice(*one_hot, class_thresholds=[1.0, 1.0], spacing=spacing),
+        }
+    for k, row in enumerate(case_metrics(prediction, truth, NAMES, spacing, 1.0)):
+        if (prediction == k + 1).any() and (truth == k + 1).any():
+            for name, values in expected.items():
+                assert row[name] == pytest.approx(float(values[0, k]), rel=1e-5), name
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10_000))
+def test_swapping_both_volumes_changes_no_symmetric_metric(seed):
+    prediction, truth = blobs(seed, shape=(6, 7, 8))
+    pairs = zip(
+        case_metrics(prediction, truth, NAMES, (3, 1, 2), 1.5),
+        case_metrics(truth, prediction, NAMES, (3, 1, 2), 1.5),
+        strict=True,
+    )
+    for a, b in pairs:
+        for name in ("dice", "surface_dice", "hd95_mm", "assd_mm"):
+            assert a[name] == pytest.approx(b[name])
+
+
+def test_dice_scores_agree_with_the_rows():
+    prediction, truth = blobs(5)
+    rows = case_metrics(prediction, truth, NAMES, (1, 1, 1), 1.0)
+    np.testing.assert_allclose(dice_scores(prediction, truth, 3), [row["dice"] for row in rows])
+
+
+def test_surface_voxels_of_a_solid_box_are_its_shell():
+    mask = box((5, 6, 7), (0, 1, 1), (4, 4, 5)).astype(bool)
+    inner = np.zeros_like(mask)
+    inner[1:3, 2:4, 2:5] = True  # the box touches the border at z = 0, and ends there
+    np.testing.assert_array_equal(surface_voxels(mask), mask & ~inner)
+
+
+def test_hd95_is_the_larger_of_the_directions_and_assd_pools_them():
+    distances = SurfaceDistances(np.array([0.0, 10.0]), np.zeros(8))
+    assert hausdorff95_mm(distances) == pytest.approx(9.5)  # pooled, it would be 5.5
+    assert average_distance_mm(distances) == 1.0
+    assert surface_dice(distances, 1.0) == 0.9
+    assert surface_dice(SurfaceDistances(np.array([0.1 + 0.2]), np.zeros(1)), 0.3) == 1.0
+
+
+def test_band_dice_sees_the_band_only():
+    truth = box((20, 12, 12), (2, 2, 2), (8, 8, 8)).astype(bool)
+    surface = surface_voxels(truth)
+    far = truth.copy()
+    far[18:, :, :] = True  # more than 2 mm away from every surface voxel
+    assert band_dice(far, truth, surface, (1, 1, 1), 2.0) == 1.0
+    eaten = truth & ~surface
+    # of the 512 voxels the band holds all within 2 mm of the shell: layers 0, 1 and 2, all but the 2x2x2 in the middle
+    assert band_dice(eaten, truth, surface, (1, 1, 1), 2.0) == pytest.approx(2 * (6**3 - 8) / (504 + 6**3 - 8))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10_000), st.sampled_from([(1.0, 1.0, 1.0), (3.0, 1.0, 0.7)]))
+def test_band_dice_agrees_with_a_distance_map(seed, spacing):
+    prediction, truth = (volume == 1 for volume in blobs(seed, shape=(8, 9, 10)))
+    surface = surface_voxels(truth)
+    if surface.any():
+        band = ndimage.distance_transform_edt(~surface, sampling=spacing) <= 2.0
+        expected = 2 * (prediction & truth & band).sum() / ((prediction & band).sum() + (truth & band).sum())
+        assert band_dice(prediction, truth, surface, spacing, 2.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"prediction": np.zeros((3, 4, 6), int)}, r"agree in shape, got \(3, 4, 6\) and \(3, 4, 5\)"),
+        ({"prediction": np.full((3, 4, 5), 3)}, r"prediction must lie in \[0, 3\), got 3 to 3"),
+        ({"truth": np.full((3, 4, 5), -1)}, r"truth must lie in \[0, 3\), got -1 to -1"),
+        ({"truth": np.zeros((3, 4, 5))}, "truth must hold whole numbers, got dtype float64"),
+        ({"spacing_mm": (1, 0, 1)}, r"spacing_mm must be three positive numbers, got \(1, 0, 1\)"),
+        ({"spacing_mm": (1, 1)}, "spacing_mm must be three positive numbers"),
+        ({"tolerance_mm": float("nan")}, "tolerance_mm must be a number of 0 or more, got nan"),
+    ],
+)
+def test_refusals(change, rule):
+    good = {"prediction": np.zeros((3, 4, 5), int), "truth": np.zeros((3, 4, 5), int)}
+    good |= {"structures": NAMES, "spacing_mm": (1, 1, 1), "tolerance_mm": 1.0}
+    with pytest.raises(ValueError, match=rule):
+        case_metrics(**(good | change))
+
+
+def test_the_distance_to_nothing_is_refused():
+    with pytest.raises(ValueError, match="must hold a voxel, got 0 predicted and 1 true"):
+        surface_distances(np.zeros((1, 1, 1), bool), np.ones((1, 1, 1), bool), (1, 1, 1))

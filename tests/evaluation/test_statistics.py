@@ -1,0 +1,184 @@
+"""Statistics on simulated data whose answer is known, and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from vnet.evaluation.statistics import bootstrap_interval, holm, rank_biserial, summarise, verdict, wilcoxon
+
+
+def frame(differences, fold="0", seed=0):
+    cases = [f"fold{fold}_case{i}" for i in range(len(differences))]
+    return pd.DataFrame({"fold": fold, "seed": seed, "case": cases, "difference": differences})
+
+
+def simulate(rng, *, folds, seeds, cases, run_spread, truth=0.0):
+    """(runs, cases): a shared difficulty for each case, an effect for each run, and noise."""
+    table = np.full((folds * seeds, folds * cases), np.nan)
+    for fold in range(folds):
+        difficulty = rng.normal(size=cases)
+        for seed in range(seeds):
+            effect = run_spread * rng.normal()
+            row = truth + effect + difficulty + rng.normal(size=cases)
+            table[fold * seeds + seed, fold * cases : (fold + 1) * cases] = row
+    return table
+
+
+@pytest.mark.parametrize(
+    ("folds", "seeds", "cases", "run_spread"), [(1, 1, 10, 0.0), (1, 3, 30, 0.0), (3, 2, 20, 0.4), (6, 1, 15, 0.5)]
+)
+def test_the_interval_covers_the_truth_as_often_as_it_says(folds, seeds, cases, run_spread):
+    rng = np.random.default_rng(7)
+    trials, hits = 200, 0
+    for trial in range(trials):
+        table = simulate(rng, folds=folds, seeds=seeds, cases=cases, run_spread=run_spread, truth=0.3)
+        low, high = bootstrap_interval(table, resamples=400, seed=trial)
+        hits += low <= 0.3 <= high
+    # .95 within three standard errors of a share of 200
+    assert 0.90 <= hits / trials <= 0.995
+
+
+def test_without_the_runs_resampled_the_interval_would_miss_their_spread():
+    rng = np.random.default_rng(3)
+    tables = [simulate(rng, folds=6, seeds=1, cases=30, run_spread=1.0) for _ in range(60)]
+    widths = [np.ptp(bootstrap_interval(table, resamples=300)) for table in tables]
+    # cases alone: 4 * sqrt(2 / 180); runs: 4 / sqrt(6)
+    assert np.mean(widths) > 2 * 4 * math.sqrt(2 / 180)
+
+
+def test_the_test_is_as_strict_as_it_says():
+    rng = np.random.default_rng(11)
+    p = [wilcoxon(rng.normal(size=30)) for _ in range(600)]
+    assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.08
+    # a shift of one standard deviation is found nearly always
+    assert np.mean([wilcoxon(rng.normal(1, size=30)) < 0.05 for _ in range(50)]) > 0.9
+
+
+def test_holm_keeps_the_family_below_its_level():
+    rng = np.random.default_rng(5)
+    false_alarms = [min(holm(rng.uniform(size=4).tolist())) < 0.05 for _ in range(2000)]
+    assert 0.03 <= np.mean(false_alarms) <= 0.065
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, float("nan"), 0.6]) == pytest.approx([1.0, float("nan"), 1.0], nan_ok=True)
+    assert holm([]) == []
+
+
+def test_wilcoxon_by_hand():
+    assert wilcoxon(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == pytest.approx(2 / 2**5)  # all signs alike
+    assert wilcoxon(np.zeros(4)) == 1.0
+    assert math.isnan(wilcoxon(np.zeros(0)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 30))
+def test_without_ties_the_test_is_scipy_s_exact_one(seed, count):
+    values = np.random.default_rng(seed).normal(0.3, size=count)
+    assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values, method="exact").pvalue)
+
+
+def test_ties_and_zeros_are_exact_for_few_values():
+    # ranks 2.5, 2.5 and 4 after the zero's 1, which drops out: all 8 changes of sign reach |sum| >= 9 twice
+    assert wilcoxon(np.array([0.0, 1.0, 1.0, 3.0])) == pytest.approx(2 / 8)
+
+
+def test_many_ties_take_the_normal_approximation():
+    values = np.repeat([1.0, -1.0, 0.0], [20, 8, 5])
+    assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values, zero_method="pratt", method="asymptotic").pvalue)
+
+
+def test_rank_biserial_by_hand():
+    # ranks 1 to 4, of which rank 1 is negative; zeros do not count
+    assert rank_biserial(np.array([-1.0, 2.0, 3.0, 4.0, 0.0])) == pytest.approx((2 + 3 + 4 - 1) / 10)
+    assert rank_biserial(np.zeros(3)) == 0.0
+
+
+def test_a_summary_by_hand():
+    # two seeds of one fold: case means .1, .2, -.3
+    rows = pd.concat([frame([0.0, 0.2, -0.2], seed=0), frame([0.2, 0.2, -0.4], seed=1)])
+    found = summarise(rows)
+    assert found.mean == pytest.approx(0.0)
+    assert (found.cases, found.runs, found.runs_resampled) == (3, 2, False)
+    assert (found.better, found.worse) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert found.effect == pytest.approx(0.0)  # ranks 1 and 2 against 3
+    assert found.seed_spread == pytest.approx(0.0)  # both seeds have the mean 0
+    assert found.low < 0 < found.high
+
+
+def test_lower_may_be_better():
+    found = summarise(frame([-1.0, -2.0, 0.5]), higher_is_better=False)
+    assert (found.better, found.worse) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert found.effect == pytest.approx((2 + 3 - 1) / 6)
+    assert found.mean == pytest.approx(-2.5 / 3)  # the sign of the metric is kept
+
+
+def test_the_seed_spread_is_pooled_over_folds():
+    rows = [frame([d, d], fold=f, seed=s) for f, s, d in [("0", 0, 0.0), ("0", 1, 2.0), ("1", 0, 7.0)]]
+    assert summarise(pd.concat(rows)).seed_spread == pytest.approx(math.sqrt(2))
+    assert summarise(pd.concat(rows[1:])).seed_spread is None
+
+
+def test_runs_are_drawn_from_six_on():
+    rows = [frame([0.1 * f, 0.2, -0.1], fold=str(f)) for f in range(6)]
+    assert summarise(pd.concat(rows)).runs_resampled
+    assert not summarise(pd.concat(rows[1:])).runs_resampled
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12), st.floats(0.1, 10))
+def test_swapping_and_scaling_the_arms(values, scale):
+    one = summarise(frame(values), resamples=200)
+    other = summarise(frame([-scale * v for v in values]), resamples=200)
+    assert other.mean == pytest.approx(-scale * one.mean, abs=1e-9)
+    assert (other.better, other.worse) == (one.worse, one.better)
+    assert other.effect == pytest.approx(-one.effect)
+    assert other.p == pytest.approx(one.p)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    rows = frame(np.random.default_rng(0).normal(size=20))
+    assert summarise(rows) == summarise(rows)
+    assert summarise(rows, seed=1).low != summarise(rows).low
+
+
+def test_one_case_has_no_interval():
+    found = summarise(frame([0.5]))
+    assert math.isnan(found.low)
+    assert verdict(found) == "too few cases"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.001, 0.004, "better"),
+        (-0.004, -0.001, "worse"),
+        (-0.001, 0.0015, "equivalent"),
+        (-0.001, 0.003, "no difference shown"),
+        (0.0005, 0.0015, "better, but equivalent"),
+    ],
+)
+def test_verdicts(low, high, expected):
+    found = summarise(frame([0.0, 1.0]))
+    changed = type(found)(**(vars(found) | {"low": low, "high": high}))
+    assert verdict(changed, margin=0.002) == expected
+    if expected in ("better", "worse"):
+        turned = "worse" if expected == "better" else "better"
+        assert verdict(changed, higher_is_better=False) == turned
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="must hold at least one row, got none"):
+        summarise(frame([]))
+    with pytest.raises(ValueError, match="must be finite"):
+        summarise(frame([0.1, float("nan")]))
+    with pytest.raises(ValueError, match="must hold a case once a run"):
+        summarise(pd.concat([frame([0.1]), frame([0.2])]))

@@ -1,0 +1,342 @@
+"""Prediction: known-answer networks, no seams, the same anatomy in every orientation, labels on the image's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointrend.refine import PointRend
+from vnet.core.config import PointsConfig, load_config
+from vnet.core.errors import InputError
+from vnet.data.phantoms.organs import file_affine
+from vnet.data.preprocessing import Channel, Preprocessing
+from vnet.data.volumes import read_image, volume_from_array, write_labels
+from vnet.inference.label_files import list_inputs, predict_files
+from vnet.inference.predictor import Predictor
+from vnet.inference.segment import predict_volume, segment
+from vnet.model.checkpoints import read_checkpoint, save_checkpoint
+from vnet.model.network import VNetOutput
+from vnet.model.segmenter import Segmenter, build_model
+from vnet.training.run import train_run
+
+
+class Averaging(nn.Module):
+    """A network whose answer is known: logits 0 and the image, averaged over stride x stride x stride voxels."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.output_stride = (stride, stride, stride)
+        self.logits = nn.Conv3d(1, 2, 1)  # for its number of classes
+        self.calls = 0
+
+    def forward(self, image: Tensor) -> VNetOutput:
+        self.calls += 1
+        means = F.avg_pool3d(image, self.output_stride)
+        return VNetOutput(torch.cat([torch.zeros_like(means), means], dim=1), {"encoder1": image})
+
+
+class Known(PointRend):
+    """A head whose answer at a point is the image there against 0."""
+
+    def predict_points(
+        self, points: Tensor, coarse: Tensor, features: Mapping[str, Tensor], image: Tensor | None = None, **_: object
+    ) -> Tensor:
+        from pointrend.sampling import sample_at
+
+        fine = sample_at(features["encoder1"], points)
+        return torch.cat([torch.zeros_like(fine), fine], dim=1)
+
+
+def known_model(stride: int, *, head: bool = False) -> Segmenter:
+    points = PointsConfig(features=("encoder1",), image=False)
+    made = Known(classes=2, features={"encoder1": 1}) if head else None
+    return Segmenter(Averaging(stride), made, points=points).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("size", [(7, 9, 11), (16, 16, 16), (37, 29, 23), (8, 40, 20)])
+def test_an_identity_network_gives_the_sign_of_every_voxel(size: tuple[int, int, int], overlap: float) -> None:
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    got = segment(known_model(1), image, size, patch=(16, 16, 16), overlap=overlap, refine=True, refine_fraction=0.5)
+    np.testing.assert_array_equal(got.labels, (image[0] > 0).numpy())
+
+
+def test_a_constant_has_no_seams() -> None:
+    image = torch.ones(1, 37, 29, 45)
+    got = segment(
+        known_model(2), image, (50, 41, 60), patch=(16, 16, 16), overlap=0.25, refine=False, refine_fraction=0
+    )
+    assert (got.labels == 1).all()
+
+
+@pytest.mark.parametrize("size", [(15, 18, 21), (37, 29, 23)])
+def test_tiles_agree_with_one_pass(size: tuple[int, int, int]) -> None:
+    """A network that looks at no neighbour gives the same logits in any tile."""
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(1))
+    one = segment(
+        known_model(2), image, (30, 31, 32), patch=(48, 48, 48), overlap=0.25, refine=False, refine_fraction=0
+    )
+    many = segment(
+        known_model(2), image, (30, 31, 32), patch=(16, 8, 16), overlap=0.25, refine=False, refine_fraction=0
+    )
+    assert (one.labels != many.labels).mean() < 2e-3  # cells at the canvas's end see its padding differently
+
+
+@pytest.mark.parametrize("patch", [(16, 16, 16), (40, 40, 40)])
+@pytest.mark.parametrize("budget", [0, 2**30])
+def test_refining_every_voxel_asks_the_head_everywhere(
+    patch: tuple[int, int, int], budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head sees the image itself, so that all refined labels are its sign: points land where they belong, from
+    kept and from recomputed features."""
+    monkeypatch.setattr("vnet.inference.segment.KEPT_FEATURE_BYTES", budget)
+    size = (37, 29, 23)
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(2))
+    got = segment(known_model(2, head=True), image, size, patch=patch, overlap=0.25, refine=True, refine_fraction=1.0)
+    assert len(got.index) == image.numel()
+    np.testing.assert_array_equal(got.labels, (image[0] > 0).numpy())
+    assert (got.unrefined != got.labels).any()
+
+
+def test_refined_voxels_are_those_that_changed_and_no_others() -> None:
+    size = (24, 32, 16)
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(3))
+    got = segment(
+        known_model(2, head=True), image, size, patch=(16, 16, 16), overlap=0.25, refine=True, refine_fraction=0.06
+    )
+    assert len(got.index) == round(0.06 * image.numel())
+    outside = np.ones(image.numel(), bool)
+    outside[got.index] = False
+    np.testing.assert_array_equal(got.labels.ravel()[outside], got.unrefined.ravel()[outside])
+    np.testing.assert_array_equal(got.labels.ravel()[got.index], (image[0].ravel() > 0).numpy()[got.index])
+
+
+def test_a_margin_bounds_what_is_refined() -> None:
+    image = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(4))
+    model = known_model(2, head=True)
+    got = segment(
+        model, image, (16, 16, 16), patch=(16, 16, 16), overlap=0, refine=True, refine_fraction=1.0, margin=0.1
+    )
+    assert 0 < len(got.index) < 4096
+    assert (-got.uncertainty <= 0.1).all()
+
+
+def test_the_target_grid_may_be_finer() -> None:
+    """A ramp along x that changes sign in the middle: so do the labels, on a grid of 3 x its size."""
+    ramp = torch.linspace(-1, 1, 16).expand(1, 16, 16, 16).clone()
+    size = (48, 20, 47)
+    got = segment(
+        known_model(2, head=True), ramp, size, patch=(16, 16, 16), overlap=0, refine=True, refine_fraction=0.3
+    )
+    expected = (np.arange(47) + 0.5) / 47 > 0.5
+    np.testing.assert_array_equal(got.labels, np.broadcast_to(expected, size))
+
+
+# --- orientation -----------------------------------------------------------------------------------------------------
+
+
+def real_model() -> tuple[Segmenter, Preprocessing]:
+    config = load_config(
+        ["--arm", "pointrend_s2", "--network.width", "4", "--network.kernel", "3", "--network.norm", "instance"]
+    )
+    model = build_model(config, in_channels=1, classes=3).eval()
+    return model, Preprocessing((1.0, 1.5, 1.2), (Channel("zscore"),))
+
+
+ORIENTATIONS = ["LPS", "RAS", "SAR", "PIR", "ASL"]
+
+
+@pytest.mark.parametrize("oblique_degrees", [0.0, 25.0])
+@pytest.mark.parametrize("axes", ORIENTATIONS)
+def test_a_turned_copy_gives_the_same_anatomy(axes: str, oblique_degrees: float) -> None:
+    from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+    voxels = np.random.default_rng(5).normal(size=(30, 34, 38)).astype(np.float32)
+    voxels = np.asarray(F.avg_pool3d(torch.from_numpy(voxels)[None], 5, 1, 2)[0])
+    affine = file_affine((38, 34, 30), (1.1, 0.9, 1.3), "RAS", oblique_degrees)
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(axes)))
+    turned = apply_orientation(voxels, turn)
+    turned_affine = affine @ inv_ornt_aff(turn, voxels.shape)
+    model, preprocessing = real_model()
+    config = load_config(["--arm", "pointrend_s2", "--training.patch", "[32,32,32]"])
+
+    def labels(image: np.ndarray, image_affine: np.ndarray) -> np.ndarray:
+        volume = volume_from_array(image, image_affine)
+        return volume.restore(predict_volume(model, volume, preprocessing, config).labels)
+
+    plain = labels(voxels, affine)
+    assert len(np.unique(plain)) > 1
+    np.testing.assert_array_equal(apply_orientation(plain, turn), labels(turned, turned_affine))
+
+
+@pytest.mark.parametrize(
+    ("axes", "oblique_degrees", "spacing_mm"),
+    [
+        ("RAS", 0.0, (1.0, 1.0, 1.0)),
+        ("LPS", 30.0, (1.2, 1.0, 0.8)),
+        ("SRA", 20.0, (1.0, 1.1, 0.9)),
+        ("PIR", 8.0, (5, 0.7, 0.7)),
+    ],
+)
+def test_a_body_lies_where_it_is_however_it_was_scanned(
+    axes: str, oblique_degrees: float, spacing_mm: tuple[float, float, float]
+) -> None:
+    """An ellipsoid off the middle, known in mm of the patient; the network marks where the image is above 0."""
+    size = [round(60 / s) for s in spacing_mm]
+    affine = file_affine(size, spacing_mm, axes, oblique_degrees)
+    shape = [size["SAR".index(code)] for code in axes.translate(str.maketrans("IPL", "SAR"))]
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    mm = index @ affine[:3, :3].T + affine[:3, 3]
+    inside = (((mm - [5, -4, 3]) / [14, 10, 12]) ** 2).sum(-1)
+    image = (1 - inside).astype(np.float32)
+    volume = volume_from_array(image, affine)
+    config = load_config(["--arm", "pointrend_s2", "--training.patch", "[32,32,32]", "--points.refine_fraction", "0.1"])
+    got = predict_volume(known_model(2, head=True), volume, Preprocessing((1.0, 1.0, 1.0), (Channel("none"),)), config)
+    labels = volume.restore(got.labels)
+    assert labels.shape == tuple(shape)
+    marked = mm[labels == 1]
+    np.testing.assert_allclose(marked.mean(0), [5, -4, 3], atol=0.3)
+    # half axes of a solid ellipsoid are its deviations times sqrt(5)
+    np.testing.assert_allclose(marked.std(0) * np.sqrt(5), [14, 10, 12], rtol=0.05)
+    assert len(marked) * np.prod(spacing_mm) == pytest.approx(4 / 3 * np.pi * 14 * 10 * 12, rel=0.05)
+
+
+# --- a trained run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tiny: list[str]) -> Path:
+    return train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+
+
+def test_files_and_calls_agree_and_keep_the_header(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    written = predict_files(trained, phantoms / "imagesTr", tmp_path / "out")
+    images = sorted((phantoms / "imagesTr").glob("*.nii.gz"))
+    assert [path.name for path in written] == [path.name for path in images]
+    predictor = Predictor(trained)
+    for path, image in zip(written, images, strict=True):
+        label, scan = nib.load(path), nib.load(image)
+        np.testing.assert_allclose(label.affine, scan.affine, atol=1e-4)
+        assert label.shape == scan.shape
+        assert label.get_data_dtype() == np.uint8
+        assert label.header["sform_code"] == scan.header["sform_code"]
+        voxels = np.asarray(label.dataobj)
+        np.testing.assert_array_equal(voxels, predictor(scan.get_fdata(dtype=np.float32), scan.affine))
+
+
+def test_refinement_can_be_switched_off(trained: Path, phantoms: Path) -> None:
+    volume = read_image([next((phantoms / "imagesTr").glob("*.nii.gz"))])
+    on, off = (
+        Predictor(trained).predict(volume),
+        Predictor(trained, overrides=["--points.refine", "false"]).predict(volume),
+    )
+    assert on.refined
+    assert not off.refined
+    np.testing.assert_array_equal(on.unrefined, off.labels)
+
+
+def test_last_and_best_are_read_from_their_own_files(trained: Path) -> None:
+    path = trained / "checkpoints/best.ckpt"
+    state = read_checkpoint(path)
+    state["model"]["network.logits.bias"] = torch.arange(len(state["structures"])).float()
+    save_checkpoint(path, {name: value for name, value in state.items() if name != "format"})
+    last, best = (Predictor(trained, checkpoint=name).model.network.logits.bias for name in ("last", "best"))
+    assert best.tolist() == list(range(len(state["structures"])))
+    assert last.tolist() != best.tolist()
+
+
+def test_refusals(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    images = phantoms / "imagesTr"
+    with pytest.raises(InputError, match="not a run .*name a folder RUN_ROOT"):
+        predict_files(tmp_path, images, tmp_path / "out")
+    with pytest.raises(InputError, match="--input .*nowhere: no such file or folder"):
+        predict_files(trained, "nowhere", tmp_path / "out")
+    with pytest.raises(InputError, match="no NIfTI file"):
+        predict_files(trained, trained, tmp_path / "out")
+    with pytest.raises(InputError, match="is the image itself; name another folder"):
+        predict_files(trained, images, images)
+    with pytest.raises(InputError, match="--checkpoint must be last or best, got first"):
+        predict_files(trained, images, tmp_path / "out", checkpoint="first")
+    with pytest.raises(InputError, match="unknown key points.refin; did you mean points.refine"):
+        predict_files(trained, images, tmp_path / "out", overrides=["--points.refin", "false"])
+    with pytest.raises(InputError, match=r"last.ckpt: checkpoint of another network: .*use the config"):
+        predict_files(trained, images, tmp_path / "out", overrides=["--network.width", "8"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_scan_does_not_cost_the_others(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    source = tmp_path / "scans"
+    source.mkdir()
+    good = sorted((phantoms / "imagesTr").glob("*.nii.gz"))[:2]
+    for file in good:
+        (source / file.name).write_bytes(file.read_bytes())
+    (source / "a_torn.nii.gz").write_bytes(good[0].read_bytes()[:-500])
+    with pytest.raises(InputError, match=r"a_torn.nii.gz: .*(truncated|torn|cut)"):
+        predict_files(trained, source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in good]
+
+
+def named(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("channels", "files", "cases"),
+    [
+        (1, ["a_0000.nii.gz", "b_0000.nii"], ["a", "b"]),  # nnU-Net's imagesTs
+        (1, ["a_0000.nii.gz", "a_0001.nii.gz"], ["a_0000", "a_0001"]),  # a series of scans
+        (1, ["a.nii.gz", "b_0000.nii.gz", "notes.txt"], ["a", "b_0000"]),
+        (2, ["a_0000.nii", "a_0001.nii", "b.nii.gz"], ["a", "b"]),
+    ],
+)
+def test_files_are_gathered_to_cases(channels: int, files: list[str], cases: list[str], tmp_path: Path) -> None:
+    assert list(list_inputs(named(tmp_path / "in", *files), channels)) == cases
+
+
+@pytest.mark.parametrize(
+    ("channels", "files"),
+    [
+        (1, ["a.nii", "a.nii.gz"]),
+        (1, ["a_0000.nii", "a_0000.nii.gz"]),
+        (2, ["a_0000.nii"]),
+        (2, ["a_0001.nii", "a_0002.nii"]),
+        (2, ["a_0000.nii", "a_0001.nii", "a_0002.nii"]),
+    ],
+)
+def test_channel_files_that_are_not_due_are_refused(channels: int, files: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"case a consists of {files[0]}.*; the network reads {channels} channels"):
+        list_inputs(named(tmp_path / "in", *files), channels)
+
+
+@pytest.mark.parametrize("damage", ["torn", "pickle", "foreign"])
+def test_a_bad_checkpoint_is_refused_unread(trained: Path, damage: str, tmp_path: Path) -> None:
+    path = trained / "checkpoints/last.ckpt"
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif damage == "pickle":
+        torch.save({"format": 1, "model": Path("x")}, path)
+    else:
+        torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match=r"last.ckpt: not a checkpoint of this project"):
+        Predictor(trained)
+
+
+def test_labels_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    volume = volume_from_array(np.zeros((3, 4, 5), np.float32), np.eye(4))
+    target = tmp_path / "label.nii.gz"
+    write_labels(target, np.ones((5, 4, 3), np.uint8), volume)
+    before = target.read_bytes()
+    with pytest.raises(ValueError, match="labels must be"):
+        write_labels(target, np.ones((3, 4, 5), np.uint8), volume)
+    assert target.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["label.nii.gz"]

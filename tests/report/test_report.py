@@ -1,0 +1,228 @@
+"""The report: its words, its layouts, and what a hostile name does to them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from vnet.core.config.schema import Config, StudyConfig
+from vnet.core.errors import InputError
+from vnet.evaluation.refinement import ALL
+from vnet.report.refinement import by_bin
+from vnet.report.report import build_report, figures, print_comparison, print_run_summary
+from vnet.report.tables import Table, change, markdown, p_value, score
+
+VOID = {"meta", "img"}
+
+
+@pytest.fixture(scope="module")
+def compare_main():
+    path = Path(__file__).parents[3] / "scripts" / "compare.py"
+    spec = importlib.util.spec_from_file_location("compare_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+class Page(HTMLParser):
+    """Tags that balance, the text, and every place that would fetch something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.words, self.fetched, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and not value.startswith(("data:", "#")):
+                self.fetched.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_script_prints_and_writes_the_report(study_folder, compare_main, capsys, tmp_path):
+    assert compare_main([str(study_folder), "--output", str(tmp_path / "out"), "--margin", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "pointrend_s2 is better than coarse_s2, by less than the margin of 0.5 Dice (+0.02" in printed
+    assert "at 1.10 times the seconds per training step" in printed
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"report.html", "report.md", "figures", "scores.csv", "differences.csv", "costs.csv"}
+    with (tmp_path / "out" / "differences.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["comparison"] == "pointrend_s2 - pointrend_s2:unrefined"]
+    assert len(rows) == 3 * 5  # mean, organ, vessel; five metrics
+    assert float(rows[0]["mean"]) == pytest.approx(0.02, abs=1e-6)
+
+
+def test_the_report_goes_beside_the_runs_by_default(pair_folder, compare_main):
+    compare_main([str(pair_folder)])
+    page = (pair_folder / "report" / "report.html").read_text()
+    compare_main([str(pair_folder)])  # a second time reads the same runs, and writes the same bytes
+    assert (pair_folder / "report" / "report.html").read_text() == page
+
+
+@pytest.fixture(scope="module")
+def report(study_folder):
+    return build_report([study_folder])
+
+
+@pytest.fixture(scope="module")
+def written(report, tmp_path_factory):
+    return report.write(tmp_path_factory.mktemp("written"))
+
+
+def test_the_page_stands_alone_and_balances(written):
+    page = written.read_text()
+    found = Page(page)
+    assert found.fetched == []
+    assert "script" not in found.tags
+    # forest, two of cost, a dumbbell each of three named and two of refinement, six of where it helps
+    assert found.tags.count("svg") == 1 + 2 + 5 + 6
+    assert "worst case, pointrend_s2 fold 0 seed 0" in found.words
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert re.search(r"url\((?!#)", page) is None
+    for drawn in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ET.fromstring(drawn)  # well-formed
+        assert "#010203" not in drawn
+
+
+def test_no_machine_path_and_no_host_in_any_file(report, written, study_folder):
+    for path in (path for path in written.parent.rglob("*") if path.is_file()):
+        text = path.read_text()
+        assert str(study_folder.parent) not in text
+        assert "/home/someone" not in text
+    assert "--data.root DATA/Phantoms" in report.markdown()
+
+
+def test_hostile_names_stay_text(tmp_path):
+    name = "<script>alert(1)</script>|x"
+    rows = [
+        f"{arm},0,0,{name}{case},{name},false,.{5 + case}{k},1,1,1" for k, arm in enumerate("ab") for case in (0, 1)
+    ]
+    header = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm"
+    (tmp_path / "cases.csv").write_text("\n".join([header, *rows]) + "\n")
+    report = build_report([tmp_path])
+    page = report.write(tmp_path / "report").read_text()
+    assert "script" not in Page(page).tags
+    assert "<script>alert(1)</script>\\|x" in report.markdown()
+
+
+def test_one_arm_alone_is_reported_without_a_comparison(tmp_path, make_run):
+    make_run(tmp_path, "dense")
+    report = build_report([tmp_path])
+    assert report.answer() == ["The named arms share no case yet: there is nothing to compare."]
+    Page(report.write(tmp_path / "report").read_text())
+
+
+def test_one_case_has_no_interval_and_still_lays_out(tmp_path, make_run):
+    for arm in ("dense", "pointrend_s2"):
+        make_run(tmp_path, arm, cases=1)
+    report = build_report([tmp_path])
+    assert report.answer()[0].startswith("pointrend_s2 and dense share too few cases to tell (")
+    Page(report.write(tmp_path / "report").read_text())
+
+
+def test_runs_without_run_json_are_compared_without_costs(pair_folder):
+    for path in [*pair_folder.rglob("run.json"), *pair_folder.rglob("config.yaml")]:
+        path.unlink()
+    report = build_report([pair_folder])
+    assert "seconds per" not in report.answer()[0]
+    Page(report.write(pair_folder / "report").read_text())
+
+
+def test_the_scope_is_told_from_the_number_of_runs(tmp_path, make_run):
+    for fold in range(6):
+        for arm in ("dense", "pointrend_s2"):
+            make_run(tmp_path, arm, fold=fold, cases=4)
+    assert "they speak of networks trained again" in build_report([tmp_path]).notes()[-1]
+    few = build_report([tmp_path / "dense" / "fold0_seed0", tmp_path / "pointrend_s2" / "fold0_seed0"])
+    assert "it speaks of these trained networks" in few.notes()[-1]
+
+
+def test_markdown_tables_have_as_many_cells_in_each_row(report):
+    text = report.markdown()
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(blocks) == 8
+    for block in blocks:
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_refined_voxels_are_summed_over_runs(report):
+    counts = by_bin(report.refined, ALL, "distance_upto_mm")
+    assert list(counts) == ["pointrend_s2", "pointrend_s4"]
+    # two folds; three margins of 30 fixed each
+    assert counts["pointrend_s2"]["to 1"] == {"fixed": 180, "broken": 42, "unchanged": 600, "wrong_before": 300}
+    assert list(counts["pointrend_s2"]) == ["to 1", "to 2", "beyond"]
+
+
+def test_a_broken_refinement_table_is_refused(pair_folder):
+    (pair_folder / "pointrend_s2" / "fold0_seed0" / "refinement.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="refinement.csv: not a table of refined voxels"):
+        build_report([pair_folder])
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("nan"), float("inf")])
+def test_a_margin_out_of_range_is_refused(study_folder, margin):
+    with pytest.raises(InputError, match="the margin must be a Dice of 0 or more"):
+        build_report([study_folder], margin=margin)
+
+
+def test_a_run_s_summary_names_the_next_commands(study_folder, capsys):
+    print_run_summary(study_folder / "pointrend_s2" / "fold0_seed0")
+    printed = capsys.readouterr().out
+    assert "pointrend_s2 fold 0 seed 0: mean over 12 cases" in printed
+    # the made runs hold no curves and no checkpoint
+    assert "tensorboard" not in printed
+    assert "no checkpoint" in printed
+    assert f"scripts/compare.py {study_folder}\n" in printed
+
+
+def test_numbers_are_written_alike_everywhere():
+    assert (score("dice", 0.88164), change("dice", 0.00686)) == ("0.8816", "+0.0069")
+    assert (score("hd95_mm", 1.234), change("hd95_mm", -0.5), score("dice", float("nan"))) == ("1.23", "-0.50", "-")
+    assert (p_value(0.04321), p_value(1e-9), p_value(float("nan"))) == ("0.0432", "< 0.0001", "-")
+
+
+def test_a_table_as_csv_markdown_and_in_part():
+    table = Table("T", ("a", "b", "c"), (("x", "y,z", "1"),), "n")
+    assert table.csv() == 'a,b,c\nx,"y,z",1\n'
+    assert markdown(table) == "### T\n\n| a | b | c |\n| --- | --- | ---: |\n| x | y,z | 1 |\n\nn"
+    assert table.only("c", "a") == Table("T", ("a", "c"), (("x", "1"),), "n", 1)
+
+
+def test_the_experiment_s_comparison_takes_each_run_from_where_it_is_done(tmp_path, make_run, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = Config(name="toy", study=StudyConfig(arms={"dense": {}, "pointrend_s2": {}}))
+    make_run(Path("runs", "toy"), "dense")
+    make_run(Path("results", "toy"), "pointrend_s2")
+    make_run(Path("results", "toy"), "dense", offset=-0.5)  # of an older config: the finished run counts
+    print_comparison(config)
+    printed = capsys.readouterr().out
+    assert "pointrend_s2 - dense" in printed
+    assert "report: runs/toy/report/report.html" in printed
+    assert Path("runs/toy/report/report.html").is_file()
+
+
+def test_a_name_goes_left_where_another_stands_at_its_right() -> None:
+    places = [(1.0, 0.87), (1.2, 0.87), (3.0, 0.87), (1.1, 0.84)]
+    assert [figures.has_name_right(place, places) for place in places] == [True, False, False, False]

@@ -1,0 +1,338 @@
+"""A run from config to tables: done, continued, refused; the same bits after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vnet.core.config import load_config
+from vnet.core.errors import InputError, RunFault
+from vnet.core.runs import Run
+from vnet.data.prepared import prepare_data
+from vnet.inference.label_files import predict_files
+from vnet.inference.predictor import Predictor
+from vnet.model.checkpoints import read_checkpoint, start_from
+from vnet.model.segmenter import build_model
+from vnet.report.report import build_report, print_run_summary
+from vnet.training.kept_results import keep
+from vnet.training.run import evaluate_run, train_run
+from vnet.training.trainer import Preempted, Trainer
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, object]]]:
+    """All that the board shows: curves, pictures, meshes and texts, but for speeds and where the run lies."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+    shown: dict[str, list[tuple[int, object]]] = {}
+    for tag in events.Tags()["scalars"]:
+        shown[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    for tag in events.Tags()["images"]:
+        shown[tag] = [(event.step, event.encoded_image_string) for event in events.Images(tag)]
+    for tag in events.Tags()["tensors"]:
+        shown[tag] = [(event.step, event.tensor_proto.SerializeToString()) for event in events.Tensors(tag)]
+    return {tag: points for tag, points in shown.items() if "8 speed" not in tag and "about/config" not in tag}
+
+
+def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
+    config = load_config([*tiny, "--arm", "pointrend_s2"])
+    folder = train_run(config).folder
+    assert folder == Path("runs/tiny/pointrend_s2/fold0_seed0")
+    for name in ("config.yaml", "run.json", "log.txt", "metrics.csv", "cases.csv", "refinement.csv"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("last", "best"):
+        assert (folder / f"checkpoints/{name}.ckpt").is_file()
+    info = json.loads((folder / "run.json").read_text())
+    wanted = (
+        "steps seconds_per_step seconds_per_case peak_memory_mib parameters multiply_adds commit config_hash data_hash"
+    )
+    assert set(wanted.split()) <= set(info)
+    assert info["steps"] == 6
+    cases = rows(folder / "cases.csv")
+    assert list(cases[0])[:10] == "arm fold seed case structure refined dice surface_dice hd95_mm assd_mm".split()
+    validation = {row["case"] for row in cases}
+    structures = {row["structure"] for row in cases}
+    assert len(cases) == len(validation) * len(structures) * 2
+    assert {row["refined"] for row in cases} == {"true", "false"}
+    assert [row["step"] for row in rows(folder / "metrics.csv")] == ["3", "6"]
+    assert (folder / "pictures").is_dir()
+    assert all(file.stat().st_size < 100_000 for file in (folder / "pictures").iterdir())
+
+
+def test_the_board_tells_each_validation_once(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+    shown = curves(folder)
+    wanted = (
+        "1 dice/0 mean/answer, 1 dice/0 mean/unrefined, 2 cases/1 worst, 2 cases/4 the same each time, "
+        "3 surface, answer/mesh_VERTEX, 3 surface, unrefined/mesh_COLOR, 4 refinement/fixed, 4 refinement/by distance, "
+        "4 refinement/calibration error, 4 refinement/uncertainty, 5 points/within 2 mm, 5 points/of one volume"
+    )
+    for tag in wanted.replace("surface, ", "surface; ").split(", "):
+        assert [step for step, _ in shown[tag.replace(";", ",")]] == [3, 6], tag
+    scored = [float(row["dice"]) for row in rows(folder / "metrics.csv")]
+    assert [value for _, value in shown["1 dice/0 mean/answer"]] == pytest.approx(scored, abs=1e-6)
+    fixed, broken = (shown[f"4 refinement/{kind}"][-1][1] for kind in ("fixed", "broken"))
+    before, after = (shown[f"4 refinement/wrong {when}"][-1][1] for when in ("before", "after"))
+    table = [row for row in rows(folder / "refinement.csv") if row["structure"] == "all structures"]
+    asked = sum(int(row[kind]) for row in table for kind in ("fixed", "broken", "unchanged"))
+    assert fixed == pytest.approx(sum(int(row["fixed"]) for row in table) / asked)
+    assert after == pytest.approx(before - fixed + broken)  # type: ignore[operator]
+
+
+def test_an_arm_without_a_head_is_never_refined(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "coarse_s2"])).folder
+    assert {row["refined"] for row in rows(folder / "cases.csv")} == {"false"}
+    shown = curves(folder)
+    assert "1 dice/0 mean/answer" in shown
+    assert not [tag for tag in shown if "unrefined" in tag or tag.startswith(("4 refinement", "5 points"))]
+
+
+def interrupt(config_words: list[str], step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> int:
+    """Send a signal during `step`; returns the exit code that the run asks for."""
+    plain = Trainer.step
+
+    def step_and_signal(self: Trainer, *args: object) -> object:
+        terms = plain(self, *args)  # type: ignore[arg-type]
+        if self.progress.step == step:
+            os.kill(os.getpid(), number)
+        return terms
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", step_and_signal)
+        with pytest.raises(Preempted) as stop:
+            train_run(load_config(config_words))
+    return stop.value.exit_code
+
+
+@pytest.mark.parametrize("arm", ["dense", "pointrend_s2"])
+def test_an_interrupted_run_ends_with_the_same_bits(
+    tiny: list[str], arm: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = [*tiny, "--arm", arm]
+    straight = train_run(load_config(words)).folder
+    again = [*words, "--run_root", "again", "--data.cache", "runs/cache"]
+    assert interrupt(again, 1, monkeypatch, signal.SIGTERM) == 75
+    assert interrupt(again, 3, monkeypatch, signal.SIGINT) == 130
+    assert interrupt(again, 4, monkeypatch, signal.SIGUSR1) == 75
+    resumed = train_run(load_config(again)).folder
+    one, two = (read_checkpoint(folder / "checkpoints/last.ckpt") for folder in (straight, resumed))
+    assert one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    for state, other in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(state[name], other[name]) for name in state)
+    assert (straight / "cases.csv").read_text() == (resumed / "cases.csv").read_text()
+    assert (straight / "refinement.csv").read_text() == (resumed / "refinement.csv").read_text()
+    untimed = [
+        [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows(folder / "metrics.csv")]
+        for folder in (straight, resumed)
+    ]
+    assert untimed[0] == untimed[1]
+    assert curves(straight) == curves(resumed)
+
+
+def test_a_killed_run_continues_from_its_last_checkpoint(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after SIGKILL: nothing is saved at the end, and events past the checkpoint are in the file."""
+    words = [*tiny, "--arm", "pointrend_s2"]
+    straight = train_run(load_config(words)).folder
+    plain = Trainer.step
+
+    def die(self: Trainer, *args: object) -> object:
+        if self.progress.step == 5:
+            raise SystemExit("killed")
+        return plain(self, *args)  # type: ignore[arg-type]
+
+    again = [*words, "--run_root", "again"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", die)
+        with pytest.raises(SystemExit, match="killed"):
+            train_run(load_config(again))
+    assert read_checkpoint(Path("again/tiny/pointrend_s2/fold0_seed0/checkpoints/last.ckpt"))["progress"]["step"] == 4
+    resumed = train_run(load_config(again)).folder
+    assert (straight / "cases.csv").read_text() == (resumed / "cases.csv").read_text()
+    assert curves(straight) == curves(resumed)
+
+
+def test_the_same_command_says_that_it_is_done(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense"])
+    folder = train_run(config).folder
+    before = (folder / "checkpoints/last.ckpt").stat().st_mtime_ns
+    train_run(config)
+    assert "done" in capsys.readouterr().out
+    assert (folder / "checkpoints/last.ckpt").stat().st_mtime_ns == before
+
+
+def test_results_tell_a_fresh_clone_that_a_run_is_done(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense"])
+    folder = train_run(config).folder
+    keep(folder, config.results_folder)
+    pictures = sorted(file.name for file in (folder / "pictures").iterdir())
+    assert pictures == sorted(file.name for file in (config.results_folder / "pictures").iterdir())
+    elsewhere = load_config([*tiny, "--arm", "dense", "--run_root", "fresh", "--threads", "2"])
+    train_run(elsewhere)
+    assert "done" in capsys.readouterr().out
+    assert not Path("fresh/tiny").exists()
+    longer = load_config([*tiny, "--arm", "dense", "--run_root", "fresh", "--training.steps", "7"])
+    assert longer.results_folder == config.results_folder
+    assert Run(longer.run_folder, longer.hash("x")).state(longer.results_folder) == "new"
+
+
+def test_a_run_folder_with_another_experiment_is_refused(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "dense"])).folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="holds another experiment .*another name or run_root"):
+        train_run(load_config([*tiny, "--arm", "dense", "--training.learning_rate", "0.1"]))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_foreign_folder_is_refused(tiny: list[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense"])
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds files but no run.json"):
+        train_run(config)
+    assert [path.name for path in config.run_folder.iterdir()] == ["thesis.txt"]
+
+
+def test_too_many_bad_steps_stop_the_run_and_name_the_cases(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config([*tiny, "--arm", "dense", "--training.max_bad_steps", "2"])
+    plain = Trainer.apply
+
+    def poisoned(self: Trainer, loss: torch.Tensor, *args: object) -> torch.Tensor:
+        return plain(self, loss * float("nan"), *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "apply", poisoned)
+    with pytest.raises(RunFault, match=r"3 steps with a non-finite loss .* cases \S+, \S+ \(dice .*learning_rate"):
+        train_run(config)
+
+
+def test_dropped_steps_leave_the_weights_alone(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config([*tiny, "--arm", "dense", "--training.max_bad_steps", "9"])
+    plain = Trainer.apply
+    monkeypatch.setattr(Trainer, "apply", lambda self, loss, *args: plain(self, loss * float("inf"), *args))
+    folder = train_run(config).folder
+    state = read_checkpoint(folder / "checkpoints/last.ckpt")
+    fresh = build_model(config, in_channels=1, classes=len(state["structures"])).state_dict()
+    assert all(torch.equal(fresh[name], value) for name, value in state["model"].items())
+    assert state["progress"]["bad_steps"] == 6
+
+
+def test_init_from_starts_with_those_weights(tiny: list[str]) -> None:
+    first = train_run(load_config([*tiny, "--arm", "dense"])).folder / "checkpoints/last.ckpt"
+    words = ["--name", "second", "--training.init_from", str(first), "--training.learning_rate", "1e-30"]
+    second = train_run(load_config([*tiny, "--arm", "dense", *words])).folder / "checkpoints/last.ckpt"
+    one, two = read_checkpoint(first)["model"], read_checkpoint(second)["model"]
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
+    with pytest.raises(InputError, match=r"checkpoint of another network: .*use the config"):
+        train_run(load_config([*tiny, "--arm", "dense", "--name", "third", *words[2:4], "--network.width", "8"]))
+
+
+def rename_structures(root: Path, names: list[str]) -> None:
+    description = json.loads((root / "dataset.json").read_text())
+    description["labels"] = {str(value): name for value, name in enumerate(names)}
+    (root / "dataset.json").write_text(json.dumps(description))
+
+
+def test_init_from_another_task_leaves_the_last_layer_new(
+    tiny: list[str], own_phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train_run(load_config([*tiny, "--arm", "coarse_s2"])).folder / "checkpoints/last.ckpt"
+    rename_structures(own_phantoms, ["background", "spleen", "kidney", "vessel"])
+    words = [*tiny, "--arm", "pointrend_s2", "--data.root", str(own_phantoms), "--name", "second"]
+    words += ["--training.init_from", str(first), "--training.learning_rate", "1e-30"]
+    config = load_config(words)
+    second = train_run(config).folder
+    told = capsys.readouterr().out
+    assert "new: head, network.logits (structures ['background', 'liver', 'kidney', 'vessel'] there, " in told
+    assert "new: head, network.logits" in (second / "log.txt").read_text()
+    one, two = (read_checkpoint(path)["model"] for path in (first, second / "checkpoints/last.ckpt"))
+    fresh = build_model(config, in_channels=1, classes=4).state_dict()
+    for name, value in two.items():
+        taken = not name.startswith(("head.", "network.logits."))
+        torch.testing.assert_close(value, one[name] if taken else fresh[name])
+
+
+def test_init_from_two_channels_leaves_the_first_stage_new(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "dense"])).folder
+    path = folder / "checkpoints/last.ckpt"
+    config = load_config([*tiny, "--arm", "dense"])
+    dataset = replace(prepare_data(config).dataset, modalities=("T1", "T2"))
+    model, untouched = (build_model(config, in_channels=2, classes=4) for _ in range(2))
+    line = start_from(model, path, dataset)
+    assert line.endswith("new: network.encoders.0 (1 channels there, 2 here)")
+    theirs, before = read_checkpoint(path)["model"], untouched.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (before if name.startswith("network.encoders.0.") else theirs)[name]), name
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny: list[str]) -> None:
+    words = [*tiny, "--arm", "dense", "--training.init_from"]
+    with pytest.raises(InputError, match="training.init_from: nowhere.ckpt: no such checkpoint; correct the path"):
+        train_run(load_config([*words, "nowhere.ckpt"]))
+    Path("torn.ckpt").write_bytes(b"PK")
+    with pytest.raises(InputError, match="torn.ckpt: not a checkpoint of this project"):
+        train_run(load_config([*words, "torn.ckpt"]))
+    assert not Path("runs/tiny").exists()
+
+
+def test_a_run_on_all_cases_is_trained_to_be_used(
+    tiny: list[str], phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config([*tiny, "--arm", "pointrend_s2", "--data.fold", "all"])
+    folder = train_run(config).folder
+    assert folder.name == "foldall_seed0"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert rows(folder / "cases.csv") == []
+    print_run_summary(folder)
+    assert "no validation case, so no score" in capsys.readouterr().out
+    train_run(config)
+    assert "done" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"trained on every case .*another data set with --data.root"):
+        evaluate_run(folder, [])
+    with pytest.raises(InputError, match=r"data.fold: the run was trained for fold all; cases of fold 0 it has seen"):
+        evaluate_run(folder, ["--data.fold", "0"])
+    with pytest.raises(InputError, match=r"no checkpoint is the best; use --checkpoint last"):
+        Predictor(folder, checkpoint="best")
+    with pytest.raises(InputError, match="no rows; the runs scored no case"):
+        build_report([folder.parent])
+    assert len(predict_files(folder, phantoms / "imagesTr", "out")) == 6
+
+
+def test_seconds_end_the_training_in_place_of_steps(tiny: list[str]) -> None:
+    config = load_config([*tiny, "--arm", "dense", "--training.seconds", "2", "--training.steps", "1"])
+    info = json.loads((train_run(config).folder / "run.json").read_text())
+    assert info["steps"] > 1
+    assert info["seconds"] >= 2
+
+
+def test_evaluating_again_gives_the_same_table(tiny: list[str]) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+    before = (folder / "cases.csv").read_text()
+    (folder / "cases.csv").unlink()
+    assert evaluate_run(folder, []) == folder
+    assert (folder / "cases.csv").read_text() == before
+
+
+def test_another_data_set_is_scored_apart(tiny: list[str], own_phantoms: Path) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+    before = (folder / "cases.csv").read_text()
+    description = json.loads((own_phantoms / "dataset.json").read_text())
+    description["training"] = description["training"][:2]
+    (own_phantoms / "dataset.json").write_text(json.dumps(description))
+    target = evaluate_run(folder, ["--data.root", str(own_phantoms), "--points.refine", "false"])
+    assert target == folder / "evaluation" / "own"
+    scored = rows(target / "cases.csv")
+    assert len({row["case"] for row in scored}) == 2
+    assert {row["refined"] for row in scored} == {"false"}
+    assert (folder / "cases.csv").read_text() == before

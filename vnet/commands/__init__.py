@@ -1,0 +1,1 @@
+"""The `vnet` command and how every command starts and ends."""

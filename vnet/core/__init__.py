@@ -1,0 +1,1 @@
+"""What every other package stands on: config, errors, files, runs, distributed processes."""

@@ -1,0 +1,406 @@
+"""The configuration: frozen dataclasses, read from YAML and the command line, checked on construction.
+
+Order of precedence: defaults < file < arm < command line. Neither torch nor MONAI is imported here, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vnet.core.config.arms import ARMS
+from vnet.core.config.keys import flatten
+from vnet.core.errors import InputError
+
+Axes = tuple[int, int, int]
+
+
+# What a run's hash leaves out: where things lie and how fast they go, not what is computed.
+PLACES = ("run_root", "threads", "study", "data.root", "data.cache")
+# Keys added after results were committed, with what was done before there was a key: a run of then has the hash of a
+# config that asks for it now.
+ADDED_KEYS: dict[str, Any] = {
+    "data.phantom_kind": "organs",
+    "points.window": 1,
+    "points.quotas": None,
+    "training.point_dice_weight": 0.0,
+    "inference.mirror": [],
+    "inference.largest_component": False,
+    "inference.min_component_mm3": 0.0,
+}
+
+
+MOST_THREADS = 4096
+
+
+def require(condition: bool, key: str, rule: str, value: object) -> None:
+    if not condition:
+        raise InputError(f"{key} must {rule}, got {value}")
+
+
+def is_folder_name(name: str) -> bool:
+    """Not empty, printable, and no step out of the folder it is put in."""
+    return bool(name) and name.isprintable() and Path(name).name == name and name not in (".", "..")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set and how its volumes are read."""
+
+    root: str = ""
+    """Folder of the data set: Decathlon layout (dataset.json, imagesTr, labelsTr) or nnU-Net's raw layout."""
+    fold: int | Literal["all"] = 0
+    """Validation fold, or `all` to train on every case."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Working spacing (z, y, x) in mm; null takes the median of the training volumes."""
+    cache: str | None = None
+    """Folder for verdicts and preprocessed volumes; null takes RUN_ROOT/cache."""
+    phantoms: int = 0
+    """Where `root` does not exist: write this many phantom volumes there first."""
+    phantom_kind: Literal["organs", "sheets"] = "organs"
+    """Phantoms of touching organs and vessels, or curved sheets of known thickness under known noise."""
+
+    def __post_init__(self) -> None:
+        require(self.fold == "all" or int(self.fold) >= 0, "data.fold", "be 0 or more, or all", self.fold)
+        require(self.phantoms >= 0, "data.phantoms", "be 0 or more", self.phantoms)
+        if self.spacing_mm is not None:
+            positive = all(0 < value < float("inf") for value in self.spacing_mm)
+            require(positive, "data.spacing_mm", "be three positive numbers (z, y, x) in mm", self.spacing_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """V-Net; the defaults are the paper's (arXiv 1606.04797), with batch norm."""
+
+    width: int = 16
+    """Channels of the first stage; each stage down doubles them."""
+    kernel: int | Axes = 5
+    """Kernel of the convolutions, one odd number or one per axis (z, y, x)."""
+    down: tuple[int, ...] = (1, 2, 3, 3, 3)
+    """Convolutions of each stage on the way down."""
+    up: tuple[int, ...] = (3, 3, 2, 1)
+    """Convolutions of each stage on the way up, deepest first."""
+    strides: tuple[Axes, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    """Stride (z, y, x) between one stage and the next; (1, 2, 2) keeps thick slices."""
+    norm: Literal["none", "batch", "instance", "group"] = "batch"
+    """Normalisation after each convolution."""
+    activation: Literal["prelu", "relu", "leaky_relu", "elu"] = "prelu"
+    """Activation; the paper's is PReLU."""
+    dropout: float = 0.0
+    """Share of channels dropped after each stage but the first; 0 builds none."""
+    output_stride: int | Axes = 1
+    """Stride at which the decoder stops, one number or one per axis (z, y, x)."""
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "network.width", "be 1 or more", self.width)
+        odd = all(size >= 1 and size % 2 for size in per_axis(self.kernel))
+        require(odd, "network.kernel", "be odd and positive", self.kernel)
+        require(
+            all(n >= 1 for n in self.down + self.up),
+            "network.down and up",
+            "be 1 or more",
+            self.down + self.up,
+        )
+        require(len(self.up) == len(self.down) - 1, "network.up", "have one stage less than network.down", self.up)
+        matching = len(self.strides) == len(self.up) and all(s in (1, 2) for axes in self.strides for s in axes)
+        require(
+            matching,
+            "network.strides",
+            "hold one (z, y, x) of 1s and 2s per stage of network.up",
+            self.strides,
+        )
+        require(0 <= self.dropout < 1, "network.dropout", "lie in [0, 1)", self.dropout)
+        reachable = cumulative_strides(self.strides)[:-1]
+        require(
+            per_axis(self.output_stride) in reachable,
+            "network.output_stride",
+            f"be the stride of a decoder stage, one of {reachable}",
+            self.output_stride,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsConfig:
+    """Point refinement, in the symbols of the PointRend paper (arXiv 1912.08193).
+
+    Window, N, k, beta and the Dice loss at points are those that did best on fold 0 of the hippocampus
+    (results/LOG.md); the paper's are 1, k = 3, beta = 0.75 and cross-entropy alone.
+    """
+
+    refine: bool = True
+    """Refine at prediction; training is not touched by this key."""
+    num_points: int = 2048
+    """N: points per volume and step; 0 builds no head."""
+    oversample_ratio: float = 10.0
+    """k: candidates drawn per kept point."""
+    importance_ratio: float = 1.0
+    """beta: share of N taken by uncertainty, the rest is uniform."""
+    quotas: tuple[float, ...] | None = None
+    """Share of N drawn among the voxels of each label, background first (sum at most 1); null draws from all alike."""
+    refine_fraction: float = 0.06
+    """Share of the voxels of the target grid refined at prediction, the most uncertain first."""
+    max_margin: float | None = None
+    """Refine only where best minus second-best logit is at most this; null sets no limit."""
+    features: tuple[str, ...] = ("encoder1", "decoder")
+    """Stages of the network that the head reads: encoder1 ... encoderN, decoder (the last before the logits)."""
+    image: bool = True
+    """The head also reads the image at the point."""
+    window: int = 3
+    """Voxels per axis, odd, of the image and of encoder1 that the head reads around a point; 1 is the point alone."""
+    width: int = 64
+    """Channels of the head's hidden layers."""
+    layers: int = 3
+    """Hidden layers of the head; the coarse logits are concatenated to the input of each."""
+
+    def __post_init__(self) -> None:
+        require(self.num_points >= 0, "points.num_points", "be 0 or more", self.num_points)
+        require(self.oversample_ratio >= 1, "points.oversample_ratio", "be 1 or more", self.oversample_ratio)
+        require(0 <= self.importance_ratio <= 1, "points.importance_ratio", "lie in [0, 1]", self.importance_ratio)
+        shares = self.quotas or ()
+        fair = all(0 <= share <= 1 for share in shares) and sum(shares) <= 1 + 1e-9
+        require(fair, "points.quotas", "be shares of sum at most 1, one a label, or null", self.quotas)
+        require(0 <= self.refine_fraction <= 1, "points.refine_fraction", "lie in [0, 1]", self.refine_fraction)
+        require(
+            self.max_margin is None or self.max_margin >= 0,
+            "points.max_margin",
+            "be 0 or more, or null",
+            self.max_margin,
+        )
+        require(
+            bool(self.features) or self.image,
+            "points.features",
+            "name a stage, or points.image be true",
+            "neither",
+        )
+        require(self.window >= 1 and self.window % 2 == 1, "points.window", "be odd and positive", self.window)
+        require(self.width >= 1, "points.width", "be 1 or more", self.width)
+        require(self.layers >= 1, "points.layers", "be 1 or more", self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The training loop."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    seconds: float | None = None
+    """Train for this long instead (validation not counted); the schedule follows the clock."""
+    batch: int = 2
+    """Volumes or patches per step, over all processes."""
+    patch: Axes = (48, 64, 48)
+    """Voxels (z, y, x) the network sees; smaller volumes are padded, larger ones cut."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic of the network."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum of 0.99."""
+    schedule: Literal["one_cycle", "poly"] = "one_cycle"
+    """Learning rate over the steps: cosine up over 30 % and down, or (1 - t)^0.9."""
+    learning_rate: float = 3e-3
+    """Highest learning rate."""
+    weight_decay: float = 1e-2
+    """Weight decay."""
+    clip_norm: float = 12.0
+    """Gradients are scaled down to this norm."""
+    mirror: tuple[Literal["z", "y", "x"], ...] = ()
+    """Axes mirrored at random in training; leave out those that tell left from right."""
+    validate_every: int = 250
+    """Steps between validations; 0 validates at the end only."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    max_bad_steps: int = 10
+    """Steps with a non-finite loss or gradient that are dropped before the run is stopped."""
+    init_from: str | None = None
+    """Checkpoint whose network weights training starts from."""
+    point_weight: float = 1.0
+    """Weight of the cross-entropy on points; Dice and cross-entropy of the coarse logits weigh 1 each."""
+    point_dice_weight: float = 1.0
+    """Weight of the Dice loss on points (as in Mask2Former, arXiv 2112.01527); 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "training.steps", "be 1 or more", self.steps)
+        require(self.seconds is None or self.seconds > 0, "training.seconds", "be positive, or null", self.seconds)
+        require(self.batch >= 1, "training.batch", "be 1 or more", self.batch)
+        require(
+            all(n >= 1 for n in self.patch),
+            "training.patch",
+            "hold three positive sizes (z, y, x)",
+            self.patch,
+        )
+        require(0 < self.learning_rate < float("inf"), "training.learning_rate", "be positive", self.learning_rate)
+        require(self.weight_decay >= 0, "training.weight_decay", "be 0 or more", self.weight_decay)
+        require(self.clip_norm > 0, "training.clip_norm", "be positive", self.clip_norm)
+        require(self.validate_every >= 0, "training.validate_every", "be 0 or more", self.validate_every)
+        require(self.checkpoint_every >= 1, "training.checkpoint_every", "be 1 or more", self.checkpoint_every)
+        require(self.max_bad_steps >= 0, "training.max_bad_steps", "be 0 or more", self.max_bad_steps)
+        require(self.point_weight >= 0, "training.point_weight", "be 0 or more", self.point_weight)
+        require(self.point_dice_weight >= 0, "training.point_dice_weight", "be 0 or more", self.point_dice_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How a volume larger than the patch is covered, and what is done for a better answer."""
+
+    overlap: float = 0.25
+    """Share of a tile that neighbours have in common; 0.5 costs 2.4 times the tiles of 0.25."""
+    mirror: tuple[str, ...] = ()
+    """Axes of z, y, x along which the image is mirrored too, the answers averaged; n axes cost 2^n times as much.
+    Name axes that training.mirror names."""
+    largest_component: bool = False
+    """Keep the largest connected component of each structure; not for structures that come in pieces."""
+    min_component_mm3: float = 0.0
+    """Drop connected components smaller than this."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.overlap < 1, "inference.overlap", "lie in [0, 1)", self.overlap)
+        known = len(set(self.mirror)) == len(self.mirror) and set(self.mirror) <= set("zyx")
+        require(known, "inference.mirror", "name axes of z, y, x, each once", list(self.mirror))
+        volume = 0 <= self.min_component_mm3 < float("inf")
+        require(volume, "inference.min_component_mm3", "be 0 or more", self.min_component_mm3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Which runs `experiment.py` makes, and what it compares."""
+
+    arms: dict[str, Any] = field(default_factory=lambda: {name: {} for name in ARMS})
+    """Arm name to overrides of this same schema; the six built-in arms need none ({})."""
+    folds: tuple[int, ...] = (0,)
+    """Folds to run."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to run."""
+    choice_folds: tuple[int, ...] = ()
+    """Folds on which choices of the method were made: the report shows them apart, as they are no evidence."""
+    comparisons: tuple[str, ...] = ()
+    """Differences to test, as `pointrend_s2 - coarse_s2`; empty takes the usual ones among the arms."""
+    equivalence_margin: float = 0.002
+    """Dice within which two arms are called equivalent."""
+    spread_from: str | None = None
+    """Study of the same arms with several seeds, beside this one: its seed spread is printed with the intervals."""
+    keep: bool = False
+    """Copy finished runs (small files only) to results/NAME."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.arms), "study.arms", "name at least one arm", "none")
+        require(bool(self.folds), "study.folds", "name at least one fold", "none")
+        require(bool(self.seeds), "study.seeds", "name at least one seed", "none")
+        require(self.equivalence_margin >= 0, "study.equivalence_margin", "be 0 or more", self.equivalence_margin)
+        plain = self.spread_from is None or Path(self.spread_from).name == self.spread_from
+        require(plain, "study.spread_from", "be the name of a study", self.spread_from)
+        for comparison in self.comparisons:
+            arms = [name.strip() for name in comparison.split(" - ")]
+            known = len(arms) == 2 and all(name in self.arms for name in arms)
+            require(known, "study.comparisons", f"be `A - B` of the arms {sorted(self.arms)}", comparison)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """How predictions are scored."""
+
+    tolerance_mm: float = 1.0
+    """Tolerance of the surface Dice in mm."""
+
+    def __post_init__(self) -> None:
+        require(self.tolerance_mm >= 0, "metrics.tolerance_mm", "be 0 or more", self.tolerance_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    name: str = ""
+    """Name of the experiment; by default the config file's stem."""
+    arm: str = "dense"
+    """Arm: dense, coarse_s2, coarse_s4, pointrend_s1, pointrend_s2, pointrend_s4, or one of study.arms."""
+    seed: int = 0
+    """Seed of weights, batches and points."""
+    threads: int = 0
+    """CPU threads of each process; 0 divides the cores among the processes of a machine."""
+    run_root: str = "runs"
+    """Folder of the runs: RUN_ROOT/NAME/ARM/foldF_seedS."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    points: PointsConfig = field(default_factory=PointsConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        require(is_folder_name(self.name), "name", "be a plain folder name", repr(self.name))
+        require(is_folder_name(self.arm), "arm", "be a plain folder name", repr(self.arm))
+        paths = {"run_root": self.run_root, "data.root": self.data.root, "data.cache": self.data.cache or ""}
+        for key, path in paths.items():
+            require(path.isprintable(), key, "be a printable path", repr(path))
+        require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
+        require(0 <= self.threads <= MOST_THREADS, "threads", f"be 0 to {MOST_THREADS}", self.threads)
+        stages = {f"encoder{i + 1}" for i in range(len(self.network.down))} | {"decoder"}
+        for name in self.points.features:
+            require(name in stages, "points.features", f"name stages of {sorted(stages)}", name)
+        total = cumulative_strides(self.network.strides)[-1]
+        deepest = [-(-n // s) for n, s in zip(self.training.patch, total, strict=True)]
+        require(
+            self.network.norm not in ("batch", "instance") or deepest != [1, 1, 1],
+            "training.patch",
+            f"leave more than one voxel to normalise at the deepest stage (stride {total})",
+            list(self.training.patch),
+        )
+
+    @property
+    def has_head(self) -> bool:
+        return self.points.num_points > 0
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run_root, self.name, self.arm, self.run_name)
+
+    @property
+    def results_folder(self) -> Path:
+        return Path("results", self.name, self.arm, self.run_name)
+
+    @property
+    def run_name(self) -> str:
+        return f"fold{self.data.fold}_seed{self.seed}"
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.data.cache) if self.data.cache else Path(self.run_root, "cache")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as YAML and JSON hold them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def hash(self, data_hash: str) -> str:
+        """What a run is, as 16 hex digits: this config without `PLACES`, and the content of the data set."""
+        kept = {
+            key: value
+            for key, value in flatten(self.to_dict()).items()
+            if not any(key == place or key.startswith(f"{place}.") for place in PLACES)
+            and not (key in ADDED_KEYS and value == ADDED_KEYS[key])
+        }
+        text = json.dumps({"config": kept, "data": data_hash}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def per_axis(value: int | Sequence[int]) -> Axes:
+    """One number for all three axes, or three."""
+    z, y, x = (value,) * 3 if isinstance(value, int) else tuple(value)
+    return z, y, x
+
+
+def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[Axes]:
+    """Stride of each stage to the image, the first stage's (1, 1, 1) included."""
+    total = [(1, 1, 1)]
+    for step in strides:
+        z, y, x = (a * b for a, b in zip(total[-1], step, strict=True))
+        total.append((z, y, x))
+    return total

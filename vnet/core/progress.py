@@ -1,0 +1,66 @@
+"""Progress of long work: a live bar on a terminal, a line now and then in a log file; always on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vnet.core.errors import printable
+
+SECONDS_BETWEEN_LINES = 20.0
+
+
+class Bar:
+    """Progress over `total` units, `done` of which were done before.
+
+    Args:
+        title: what is counted.
+        total: units in all.
+        done: units done by an earlier start.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
+        self.title, self.total, self.done, self.first = title, total, done, done
+        self.console = Console(file=sys.stdout)
+        self.live = self.console.is_terminal
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task(title, total=total, completed=done, note="")
+        self.started = self.spoken = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self, note: str = "", *, done: int | None = None) -> None:
+        """One unit more is done (or `done` in all)."""
+        self.done = self.done + 1 if done is None else done
+        note = printable(note)
+        self.bar.update(self.task, completed=self.done, note=note)
+        now = time.monotonic()
+        if not self.live and (now - self.spoken >= SECONDS_BETWEEN_LINES or self.done == self.total):
+            self.spoken = now
+            rate = (now - self.started) / max(self.done - self.first, 1)
+            left = rate * (self.total - self.done)
+            print(f"{self.title} {self.done}/{self.total} {note} {left / 60:.1f} min left", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,194 @@
+"""What a data set is like and what in it is unusual: not wrong, but worth a look before a training."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vnet.core.errors import InputError, printable
+from vnet.data.checks import CaseFacts, examine, foreground_voxels
+from vnet.data.dataset import Dataset, open_dataset
+from vnet.data.folds import select_fold
+
+SPACING_RATIO = 1.5  # to the median of an axis
+SIZE_RATIO = 3.0
+VOLUME_RATIO = 8.0
+NAMED = 5
+
+Facts = Mapping[str, CaseFacts]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something unusual: in which cases, what, and what it may mean."""
+
+    topic: str
+    what: str
+
+
+def find_unusual(dataset: Dataset, facts: Facts) -> list[Finding]:
+    """Everything unusual, [] for a data set of one kind."""
+    if not facts:
+        return []
+    rules = (spacings, sizes, orientations, labels, volumes, duplicates, constants)
+    return [Finding(*found) for rule in rules for found in rule(dataset, facts)]
+
+
+def name_some(names: Sequence[str]) -> str:
+    """`a, b and 3 more`."""
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def spacings(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
+    median = np.median([fact.spacing_mm for fact in facts.values()], 0)
+    for name, fact in facts.items():
+        if (np.abs(np.log(np.array(fact.spacing_mm) / median)) > np.log(SPACING_RATIO)).any():
+            yield "spacing", f"{name}: {shown(fact.spacing_mm)} mm (z, y, x); the median is {shown(median)}"
+
+
+def sizes(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
+    median = np.median([fact.shape for fact in facts.values()], 0)
+    for name, fact in facts.items():
+        if (np.abs(np.log(np.array(fact.shape) / median)) > np.log(SIZE_RATIO)).any():
+            yield "size", f"{name}: {fact.shape} voxels (z, y, x); the median is {shown(median)}"
+        elif min(fact.shape) == 1:
+            yield "size", f"{name}: a single slice, {fact.shape} voxels (z, y, x)"
+
+
+def orientations(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
+    kinds = Counter(fact.orientation for fact in facts.values())
+    if len(kinds) > 1:
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        yield "orientation", f"files differ: {counts}; all are turned to the same when read"
+
+
+def labels(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
+    unlabelled = [name for name, fact in facts.items() if not fact.labels]
+    if unlabelled:
+        yield "label", f"no label: {name_some(unlabelled)}; not used in training"
+    marked = {name: fact for name, fact in facts.items() if fact.labels}
+    empty = [name for name, fact in marked.items() if not foreground_voxels(dataset, fact)]
+    if empty:
+        yield "label", f"empty, background only: {name_some(empty)}"
+    for value, structure in list(enumerate(dataset.structures))[1:]:
+        absent = [name for name, fact in marked.items() if name not in empty and not fact.labels.get(value)]
+        if absent:
+            everywhere = len(absent) + len(empty) == len(marked)
+            yield "label", f"{structure} is absent in {'every case' if everywhere else name_some(absent)}"
+
+
+def volumes(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
+    for structure, per_case in structure_volumes(dataset, facts).items():
+        median = float(np.median(list(per_case.values())))
+        for name, volume in per_case.items():
+            if abs(np.log(volume / median)) > np.log(VOLUME_RATIO):
+                yield "volume", f"{name}: {structure} is {volume:.3g} ml; the median is {median:.3g}"
+
+
+def duplicates(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
+    same: dict[str, list[str]] = defaultdict(list)
+    for name, fact in facts.items():
+        same[fact.image_hash].append(name)
+    for names in same.values():
+        if len(names) > 1:
+            yield "duplicate", f"{name_some(names)} hold the same image; they may fall on both sides of a fold"
+
+
+def constants(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
+    for name, fact in facts.items():
+        for channel in fact.constant:
+            yield "intensity", f"{name}: channel {channel} ({dataset.modalities[channel]}) holds one value only"
+
+
+def structure_volumes(dataset: Dataset, facts: Facts) -> dict[str, dict[str, float]]:
+    """Volume in ml of each structure in the cases that hold it; structures in no case are left out."""
+    result: dict[str, dict[str, float]] = {}
+    for value, structure in list(enumerate(dataset.structures))[1:]:
+        per_case = {
+            name: fact.labels[value] * float(np.prod(fact.spacing_mm)) / 1000
+            for name, fact in facts.items()
+            if fact.labels.get(value)
+        }
+        if per_case:
+            result[structure] = per_case
+    return result
+
+
+def shown(values: Sequence[float] | np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """A data set read once: what it holds, what is wrong, what is unusual."""
+
+    dataset: Dataset
+    facts: Facts
+    faults: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    def print(self, console: Console | None = None) -> None:
+        """The summary and the table, on stdout."""
+        # off a terminal wide enough that a finding stays on one line for whoever searches the output
+        console = console or (Console() if sys.stdout.isatty() else Console(width=400))
+        for line in self.summary():
+            console.print(line, markup=False, highlight=False)
+        if not self.faults and not self.findings:
+            console.print("nothing wrong, nothing unusual", markup=False)
+            return
+        table = Table("", "about", "what")
+        for fault in self.faults:
+            table.add_row("wrong", *(Text(printable(part)) for part in split_fault(fault)), style="red")
+        for finding in self.findings:
+            table.add_row("unusual", Text(finding.topic), Text(printable(finding.what)))
+        console.print(table)
+
+    def summary(self) -> Iterator[str]:
+        """Counts, sizes, spacings, and the volume of each structure."""
+        channels = ", ".join(self.dataset.modalities)
+        yield f"{self.dataset.name}: {len(self.facts)} cases read, channels {channels}"
+        if self.facts:
+            for noun, values in (
+                ("voxels", [fact.shape for fact in self.facts.values()]),
+                ("spacing mm", [fact.spacing_mm for fact in self.facts.values()]),
+            ):
+                low, middle, high = (
+                    shown(part) for part in (np.min(values, 0), np.median(values, 0), np.max(values, 0))
+                )
+                yield f"{noun} (z, y, x): median {middle}, from {low} to {high}"
+        for structure, per_case in structure_volumes(self.dataset, self.facts).items():
+            ml = list(per_case.values())
+            yield (
+                f"{structure}: in {len(ml)} cases, median {np.median(ml):.3g} ml, from {min(ml):.3g} to {max(ml):.3g}"
+            )
+
+
+def split_fault(fault: str) -> tuple[str, str]:
+    """(case, rest) of a fault line that names a case, else what it is about."""
+    head, _, rest = fault.partition(": ")
+    return (head.removeprefix("case "), rest) if head.startswith("case ") else ("data set", fault)
+
+
+def report_dataset(root: Path | str, *, progress: bool = True) -> DatasetReport:
+    """Read every voxel of a data set, keep nothing.
+
+    Raises:
+        InputError: dataset.json cannot be used at all.
+    """
+    dataset = open_dataset(root)
+    facts, faults = examine(dataset, None, progress=progress)
+    try:
+        # a case with a faulty file is still a case of the splits file
+        select_fold(dataset, 0)
+    except InputError as error:
+        faults = faults + ([] if dataset.faults else error.faults)
+    return DatasetReport(dataset, facts, tuple(faults), tuple(find_unusual(dataset, facts)))

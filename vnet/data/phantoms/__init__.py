@@ -1,0 +1,1 @@
+"""Made volumes with labels: organs and vessels, or sheets of known thickness."""

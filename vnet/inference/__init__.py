@@ -1,0 +1,1 @@
+"""Labels of a volume on its own grid: tiles, refinement, label files."""

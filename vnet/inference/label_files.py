@@ -1,0 +1,143 @@
+"""Files in, label files out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vnet.core.distributed import gather, launch_fabric, rank_info, shard, unshard
+from vnet.core.errors import InputError
+from vnet.core.hardware import set_threads
+from vnet.core.progress import Bar
+from vnet.data.dataset import ENDINGS, stem
+from vnet.data.volumes import Volume, read_image, write_labels, write_scaled
+from vnet.inference.predictor import Predictor
+from vnet.inference.segment import Prediction
+
+# what can be saved of a case: the end of the file's name
+SAVED = {"labels": "", "uncertainty": "_uncertainty", "probabilities": "_probabilities"}
+
+
+def list_inputs(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
+    """Case name to the files of its image.
+
+    A file is a case; several channels are one 4-D file, or files NAME_0000, NAME_0001, ... as nnU-Net names them. Of
+    one channel the ending _0000 is left out where every file has it.
+
+    Raises:
+        InputError: nothing there, or a case whose channel files are not those that are due.
+    """
+    if not path.exists():
+        raise InputError(f"--input {path}: no such file or folder")
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in files if file.name.endswith(ENDINGS)]
+    if not files:
+        raise InputError(f"--input {path}: no NIfTI file (.nii.gz or .nii) there")
+    numbers = [channel_number(file) for file in files]
+    numbered = channels > 1 or set(numbers) == {0}
+    cases: dict[str, list[Path]] = {}
+    for file, number in zip(files, numbers, strict=True):
+        name = stem(file)
+        cases.setdefault(name[:-5] if numbered and number is not None else name, []).append(file)
+    due = [[None], [0]] if channels == 1 else [[None], list(range(channels))]
+    faults = [
+        f"--input {path}: case {name} consists of {', '.join(file.name for file in found)}; the network reads "
+        f"{channels} channels: one file, or {name}_0000 to {name}_{channels - 1:04d}"
+        for name, found in cases.items()
+        if (numbered and [channel_number(file) for file in found] not in due) or (not numbered and len(found) > 1)
+    ]
+    if faults:
+        raise InputError(faults)
+    return {name: tuple(found) for name, found in cases.items()}
+
+
+def channel_number(file: Path) -> int | None:
+    """0 of NAME_0000.nii.gz, None of a name without such an ending."""
+    name = stem(file)
+    return int(name[-4:]) if name[-5:-4] == "_" and name[-4:].isascii() and name[-4:].isdigit() else None
+
+
+def predict_files(
+    runs: str | Path | Sequence[str | Path],
+    source: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str = "last",
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    save: Sequence[str] = ("labels",),
+) -> list[Path]:
+    """Label the images in `source` with a trained run, or several averaged; the processes share the images.
+
+    Args:
+        save: any of `SAVED`.
+
+    Returns:
+        The files written, with the image's affine and header: NAME.nii.gz, NAME_uncertainty.nii.gz (1 where two
+        classes tie, 0 where one is sure; a byte a voxel) and NAME_probabilities.nii.gz (4-D, 16 bits a voxel and
+        class, along the structures).
+
+    Raises:
+        InputError: what could not be read, after all the others have been labelled.
+    """
+    source, output = Path(source), Path(output)
+    if rank_info().world_size > 1:
+        device = str(launch_fabric(accelerator=device).device)
+    predictor = Predictor(runs, checkpoint=checkpoint, overrides=overrides, device=device)
+    set_threads(predictor.config.threads)
+    channels = predictor.in_channels
+    cases = list_inputs(source, channels)
+    targets = {name: {kind: output / f"{name}{SAVED[kind]}.nii.gz" for kind in save} for name in cases}
+    refuse_overwriting(cases, targets, output)
+    output.mkdir(parents=True, exist_ok=True)
+    written: list[list[Path]] = []
+    faults: list[str] = []
+    mine = shard(list(cases.items()))
+    with Bar("predicting", len(mine)) as bar:
+        for name, files in mine:
+            written.append([])
+            try:
+                volume = read_image(files)
+                if len(volume.array) != channels:
+                    raise InputError(f"{files[0]}: {len(volume.array)} channels, the network reads {channels}")
+                prediction = predictor.predict(volume, keep_logits="probabilities" in save)
+                for kind, target in targets[name].items():
+                    write_prediction(target, kind, prediction, volume)
+                    written[-1].append(target)
+            except InputError as error:
+                faults += error.faults
+            bar.advance(name)
+    faults = unshard(gather(faults))
+    if faults:
+        raise InputError(faults)
+    return [path for paths in unshard(gather(written)) for path in paths]
+
+
+def write_prediction(path: Path, kind: str, prediction: Prediction, like: Volume) -> None:
+    """One of `SAVED` of a case."""
+    if kind == "labels":
+        write_labels(path, prediction.labels, like)
+    elif kind == "uncertainty":
+        whole = prediction.uncertainty_volume()
+        write_scaled(path, [(0, len(whole), whole[None])], like, dtype=np.uint8, channels=1)
+    else:
+        largest = np.iinfo(np.uint16).max
+        slabs = (
+            (first, last, np.rint(part * largest).astype(np.uint16))
+            for first, last, part in prediction.probability_slabs()
+        )
+        write_scaled(path, slabs, like, dtype=np.uint16, channels=len(prediction.coarse))
+
+
+def refuse_overwriting(cases: dict[str, tuple[Path, ...]], targets: dict[str, dict[str, Path]], output: Path) -> None:
+    """What is written must not take the place of a scan, nor of what is written of another."""
+    scans = {file.resolve() for files in cases.values() for file in files}
+    seen: set[Path] = set()
+    for target in (path for paths in targets.values() for path in paths.values()):
+        if target.resolve() in scans:
+            raise InputError(f"--output {output}: {target.name} there is the image itself; name another folder")
+        if target in seen:
+            raise InputError(f"--save: two cases would be written to {target.name}; rename one of the images")
+        seen.add(target)

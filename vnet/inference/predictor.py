@@ -1,0 +1,112 @@
+"""Trained runs as a function of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vnet.core.config import Config
+from vnet.core.errors import InputError
+from vnet.core.runs import open_run
+from vnet.data.volumes import Volume, volume_from_array
+from vnet.inference.segment import Member, Prediction, predict_together, tile_size
+from vnet.model.checkpoints import Trained, load_model
+
+# Folds plan their spacing on their own cases; networks see that much of a difference as another patient's size.
+SPACING_TOLERANCE = 0.05
+
+
+class Predictor:
+    """A trained run, or several whose answers are averaged, as a function of an image.
+
+    Args:
+        runs: a run folder, or several of one task and grid (folds, seeds). How to predict (tiles, mirroring, share of
+            refined voxels) is told by the first.
+        checkpoint: `last` or `best`.
+        overrides: config keys as on the command line, for example ["--points.refine", "false"].
+        device: where the networks run.
+
+    Raises:
+        InputError: not a run, a checkpoint that is missing or of another network, or runs that do not fit together.
+    """
+
+    def __init__(
+        self,
+        runs: str | Path | Sequence[str | Path],
+        *,
+        checkpoint: str = "last",
+        overrides: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> None:
+        folders = [runs] if isinstance(runs, str | Path) else list(runs)
+        if not folders:
+            raise InputError("runs: none given; name at least one run folder")
+        opened = [open_run(folder, overrides) for folder in folders]
+        trained = [load_model(run, config, checkpoint) for run, config in opened]
+        refuse_disagreement([(run.folder, config, one) for (run, config), one in zip(opened, trained, strict=True)])
+        self.run, self.config = opened[0]
+        self.members = [Member(one.model.to(device), one.preprocessing) for one in trained]
+        self.model, self.preprocessing = self.members[0].model, self.members[0].preprocessing
+        self.structures, self.in_channels = trained[0].structures, trained[0].in_channels
+
+    def predict(self, volume: Volume, *, keep_logits: bool = False) -> Prediction:
+        """Labels of a volume as `vnet.data.volumes.read_image` gives it, with and without refinement.
+
+        Args:
+            keep_logits: needed for `Prediction.probability_slabs` after refinement.
+        """
+        return predict_together(self.members, volume, self.config, keep_logits=keep_logits)
+
+    def __call__(self, image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """Labels of an image in memory.
+
+        Args:
+            image: (X, Y, Z) or (X, Y, Z, C) as nibabel gives it.
+            affine: (4, 4) voxel to mm, of any orientation.
+
+        Returns:
+            (X, Y, Z) uint8 or uint16, voxel for voxel of `image`.
+        """
+        volume = volume_from_array(image, affine)
+        return volume.restore(self.predict(volume).labels)
+
+    def uncertainty(self, image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """(X, Y, Z) uint8: 255 where two classes tie, 0 where one is sure. Arguments as in a call."""
+        volume = volume_from_array(image, affine)
+        return volume.restore(self.predict(volume).uncertainty_volume())
+
+    def probabilities(self, image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """(X, Y, Z, K) float32, the memory of K volumes. Arguments as in a call."""
+        volume = volume_from_array(image, affine)
+        slabs = self.predict(volume, keep_logits=True).probability_slabs()
+        classes = np.concatenate([part for _, _, part in slabs], axis=1)
+        return np.stack([volume.restore(one) for one in classes], axis=-1)
+
+
+def refuse_disagreement(runs: Sequence[tuple[Path, Config, Trained]]) -> None:
+    """Refuse runs that cannot be averaged, a line for each thing that differs from the first run."""
+    kinds: list[tuple[Path, dict[str, list[Any]]]] = [
+        (
+            folder,
+            {
+                "structures": list(trained.structures),
+                "channels": [channel.rule for channel in trained.preprocessing.channels],
+                "network.output_stride": list(trained.model.network.output_stride),
+                "training.patch": list(tile_size(config)),
+                "data.spacing_mm": [float(f"{mm:.4g}") for mm in trained.preprocessing.spacing_mm],
+            },
+        )
+        for folder, config, trained in runs
+    ]
+    (first, expected), *others = kinds
+    faults = []
+    for folder, has in others:
+        for key, due in expected.items():
+            near = key == "data.spacing_mm" and np.allclose(due, has[key], rtol=SPACING_TOLERANCE)
+            if has[key] != due and not near:
+                faults.append(f"{folder}: {key} {has[key]} differs from {due} of {first}; name runs of one kind")
+    if faults:
+        raise InputError(faults)

@@ -1,0 +1,152 @@
+"""Checkpoints: enough to continue bit for bit and to predict; written whole, read without running code."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vnet.core.config import Config
+from vnet.core.errors import InputError
+from vnet.core.files import write_bytes
+from vnet.core.runs import Run
+from vnet.data.dataset import Dataset
+from vnet.data.preprocessing import Preprocessing
+from vnet.model.segmenter import Segmenter, build_model
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` (tensors and plain values) so that `path` always holds a whole checkpoint."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU.
+
+    Raises:
+        InputError: missing, torn, of another program, or holding code instead of tensors and plain values.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train the run first, or name another with --checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the zip reader, the unpickler and torch each have their own kinds
+        reason = (
+            "holds more than tensors and plain values" if "weights_only" in str(error).lower() else "torn or foreign"
+        )
+        raise InputError(f"{path}: not a checkpoint of this project ({reason}); train again or restore it") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
+        raise InputError(f"{path}: not a checkpoint of this project (format {FORMAT}); train again or restore it")
+    return state
+
+
+def load_weights(model: Segmenter, state: Mapping[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into `model`.
+
+    Raises:
+        InputError: they are of another network; names the first tensor that differs.
+    """
+    ours, theirs = model.state_dict(), state["model"]
+    for name in sorted(ours.keys() | theirs.keys()):
+        here = tuple(ours[name].shape) if name in ours else "absent"
+        there = tuple(theirs[name].shape) if name in theirs else "absent"
+        if here != there:
+            raise InputError(
+                f"{path}: checkpoint of another network: {name} is {there} there and {here} in the config; "
+                "use the config that it was trained with"
+            )
+    model.load_state_dict(theirs)
+
+
+def start_from(model: Segmenter, path: Path, dataset: Dataset) -> str:
+    """Put the weights of another training into a fresh `model`.
+
+    Where that training had other structures, the last layer and the head stay new; where it had other channels, what
+    reads the image does; a head that is not there stays new too. All else must agree.
+
+    Returns:
+        A line that says what was taken and what is new.
+
+    Raises:
+        InputError: not a checkpoint, or one of another network; names the first tensor that differs.
+    """
+    if not path.is_file():
+        raise InputError(f"training.init_from: {path}: no such checkpoint; correct the path")
+    state = read_checkpoint(path)
+    ours, theirs = model.state_dict(), dict(state["model"])
+    reasons, new = [], [] if any(name.startswith("head.") for name in theirs) else ["head."]
+    if tuple(state["structures"]) != dataset.structures:
+        reasons.append(f"structures {list(state['structures'])} there, {list(dataset.structures)} here")
+        new += ["network.logits.", "head."]
+    if state["in_channels"] != len(dataset.modalities):
+        reasons.append(f"{state['in_channels']} channels there, {len(dataset.modalities)} here")
+        new += ["network.encoders.0.", "head."]
+    fresh = [name for name in ours if name.startswith(tuple(new))]
+    if model.head is None:
+        theirs = {name: value for name, value in theirs.items() if not name.startswith("head.")}
+    taken = {name: value for name, value in theirs.items() if name not in fresh}
+    load_weights(model, {"model": {name: ours[name] for name in fresh} | taken}, path)
+    parts = sorted({prefix.rstrip(".") for prefix in new if any(name.startswith(prefix) for name in fresh)})
+    told = f"; new: {', '.join(parts)}" + (f" ({'; '.join(reasons)})" if reasons else "") if fresh else ""
+    return f"weights of {len(taken)} tensors from {path}{told}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what it was trained for.
+
+    Attributes:
+        model: in evaluation mode.
+        preprocessing: how its images are prepared.
+        structures: names by label value, 0 is background.
+        in_channels: channels of its images.
+    """
+
+    model: Segmenter
+    preprocessing: Preprocessing
+    structures: tuple[str, ...]
+    in_channels: int
+
+    def require_same_task(self, dataset: Dataset) -> None:
+        """Raises `InputError` where a data set has other channels or structures."""
+        if len(dataset.modalities) != self.in_channels:
+            raise InputError(
+                f"{dataset.root}: {len(dataset.modalities)} channels, the network reads {self.in_channels}; "
+                "name a data set of the same kind"
+            )
+        if dataset.structures != self.structures:
+            raise InputError(
+                f"{dataset.root}: structures {list(dataset.structures)}, the network knows {list(self.structures)}; "
+                "make the labels in dataset.json agree"
+            )
+
+
+def load_model(run: Run, config: Config, checkpoint: str) -> Trained:
+    """The trained model of a run.
+
+    Args:
+        checkpoint: `last` or `best`.
+
+    Raises:
+        InputError: no such checkpoint, or one of another network.
+    """
+    if checkpoint not in ("last", "best"):
+        raise InputError(f"--checkpoint must be last or best, got {checkpoint}")
+    path = run.folder / "checkpoints" / f"{checkpoint}.ckpt"
+    if checkpoint == "best" and config.data.fold == "all":
+        raise InputError(
+            f"{run.folder}: trained on every case (data.fold: all), no checkpoint is the best; use --checkpoint last"
+        )
+    state = read_checkpoint(path)
+    structures = tuple(state["structures"])
+    model = build_model(config, in_channels=state["in_channels"], classes=len(structures), ignore=state["ignore"])
+    load_weights(model, state, path)
+    return Trained(model.eval(), Preprocessing.from_dict(state["preprocessing"]), structures, state["in_channels"])

@@ -1,0 +1,209 @@
+"""V-Net (Milletari et al. 2016, arXiv 1606.04797), with a decoder that may stop early.
+
+A stage is a run of convolutions with an additive residual around it. Strided convolutions lead down, transposed ones
+up; skips are concatenated. The decoder stops at `output_stride`, where a 1x1x1 convolution gives the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vnet.core.config import Axes, NetworkConfig, cumulative_strides, per_axis
+from vnet.model.layers import Convolution, InstanceNorm, Pointwise, PReLU
+
+
+class VNetOutput(NamedTuple):
+    """Coarse logits (B, K, D/s, H/s, W/s) and features by name, each (B, C, ...) at the stride of its stage.
+
+    Where a stride does not divide the input, a grid has ceil(size / stride) voxels and reaches past its end.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor]
+
+
+def normalisation(kind: str, channels: int) -> nn.Module:
+    match kind:
+        case "none":
+            return nn.Identity()
+        case "batch":
+            return nn.BatchNorm3d(channels)
+        case "instance":
+            return InstanceNorm(channels)
+        case "group":
+            # eight channels a group, or all of a narrower stage
+            return nn.GroupNorm(max(channels // 8, 1) if channels % 8 == 0 else 1, channels)
+    raise ValueError(f"norm must be none, batch, instance or group, got {kind}")
+
+
+def activation(kind: str, channels: int) -> nn.Module:
+    match kind:
+        case "prelu":
+            return PReLU(channels)
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "leaky_relu":
+            return nn.LeakyReLU(0.01, inplace=True)
+        case "elu":
+            return nn.ELU(inplace=True)
+    raise ValueError(f"activation must be prelu, relu, leaky_relu or elu, got {kind}")
+
+
+Layer = Callable[[nn.Module, int], nn.Sequential]
+
+
+def layer_builder(norm: str, act: str) -> Layer:
+    """Convolution -> normalisation -> activation."""
+
+    def build(convolution: nn.Module, channels: int) -> nn.Sequential:
+        return nn.Sequential(convolution, normalisation(norm, channels), activation(act, channels))
+
+    return build
+
+
+class Residual(nn.Module):
+    """`convolutions` layers plus their input: act(norm(conv(... )) + x), the last activation after the sum.
+
+    Where the input has fewer channels than the output (the image, in the first stage), they are repeated cyclically.
+    """
+
+    def __init__(self, *, inputs: int, channels: int, convolutions: int, kernel: Axes, norm: str, act: str) -> None:
+        super().__init__()
+        if inputs > channels:
+            raise ValueError(f"width must be at least the {inputs} input channels, got {channels}")
+        layer = layer_builder(norm, act)
+        sizes = [inputs] + [channels] * convolutions
+        bias = norm == "none"  # a normalisation's own shift makes the bias idle
+        convs = [Convolution(a, b, kernel, bias=bias) for a, b in pairwise(sizes)]
+        self.layers = nn.Sequential(*(layer(conv, channels) for conv in convs[:-1]))
+        self.last = nn.Sequential(convs[-1], normalisation(norm, channels))
+        self.act = activation(act, channels)
+        self.register_buffer("repeat", torch.arange(channels) % inputs, persistent=False)
+        self.repeat: Tensor
+        self.same = inputs == channels
+        self.single = inputs == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.same or self.single else x[:, self.repeat]  # one channel broadcasts
+        # in place: neither a normalisation nor a convolution needs its own result to go backward
+        return self.act(self.last(self.layers(x)).add_(skip))
+
+
+class VNet(nn.Module):
+    """V-Net with named features.
+
+    Args:
+        in_channels: channels of the image.
+        classes: K, two or more (softmax).
+        width: channels of the first stage, doubled by each stage down.
+        kernel: odd size of the convolutions, one number or (z, y, x).
+        down: convolutions of each stage on the way down, the bottom included.
+        up: convolutions of each stage on the way up, deepest first.
+        strides: (z, y, x) of each step down.
+        norm, act: see `normalisation` and `activation`.
+        dropout: share of channels dropped after each stage but the first; 0 builds no layer.
+        output_stride: where the decoder stops, one number or (z, y, x).
+
+    Raises:
+        ValueError: K below 2, or a width below the number of image channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        classes: int = 2,
+        width: int = 16,
+        kernel: int | Axes = 5,
+        down: Sequence[int] = (1, 2, 3, 3, 3),
+        up: Sequence[int] = (3, 3, 2, 1),
+        strides: Sequence[Axes] = ((2, 2, 2),) * 4,
+        norm: str = "batch",
+        act: str = "prelu",
+        dropout: float = 0.0,
+        output_stride: int | Axes = 1,
+    ) -> None:
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"classes must be 2 or more (a binary task has 2), got {classes}")
+        self.totals = cumulative_strides(strides)
+        if per_axis(output_stride) not in self.totals[:-1]:
+            raise ValueError(f"output_stride must be one of {self.totals[:-1]}, got {output_stride}")
+        self.output_stride = per_axis(output_stride)
+        stop = self.totals.index(self.output_stride)
+        size, layer = per_axis(kernel), layer_builder(norm, act)
+        channels = [width * 2**i for i in range(len(down))]
+        dropped: Callable[[], nn.Module] = (lambda: nn.Dropout3d(dropout)) if dropout else nn.Identity
+
+        def stage(inputs: int, outputs: int, convolutions: int) -> Residual:
+            return Residual(inputs=inputs, channels=outputs, convolutions=convolutions, kernel=size, norm=norm, act=act)
+
+        bias = norm == "none"
+        self.encoders = nn.ModuleList([stage(in_channels, width, down[0])])
+        self.downs = nn.ModuleList()
+        for i, step in enumerate(strides):
+            conv = nn.Conv3d(channels[i], channels[i + 1], step, stride=step, bias=bias)
+            self.downs.append(layer(conv, channels[i + 1]))
+            self.encoders.append(nn.Sequential(stage(channels[i + 1], channels[i + 1], down[i + 1]), dropped()))
+        self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
+        coming = channels[-1]
+        for i in reversed(range(stop, len(strides))):
+            conv_up = nn.ConvTranspose3d(coming, channels[i], strides[i], stride=strides[i], bias=bias)
+            self.ups.append(layer(conv_up, channels[i]))
+            coming = 2 * channels[i]
+            convolutions = up[len(strides) - 1 - i]
+            self.decoders.append(nn.Sequential(stage(coming, coming, convolutions), dropped()))
+        self.logits = Pointwise(coming, classes)
+        self.feature_channels = {f"encoder{i + 1}": c for i, c in enumerate(channels)} | {"decoder": coming}
+
+    @property
+    def total_stride(self) -> Axes:
+        """Stride of the deepest stage: the input is padded to a multiple of it."""
+        return self.totals[-1]
+
+    def forward(self, image: Tensor) -> VNetOutput:
+        """(B, C_in, D, H, W) of any size -> logits and features; padded at the end of each axis, cropped back."""
+        size = image.shape[2:]
+        padding = [-n % s for n, s in zip(size, self.total_stride, strict=True)]
+        x = F.pad(image, [p for pad in reversed(padding) for p in (0, pad)]) if any(padding) else image
+        stages = [self.encoders[0](x)]
+        for down, encoder in zip(self.downs, list(self.encoders)[1:], strict=True):
+            stages.append(encoder(down(stages[-1])))
+        x = stages[-1]
+        for up, decoder, skip in zip(self.ups, self.decoders, reversed(stages[:-1]), strict=False):
+            x = decoder(torch.cat([up(x), skip], dim=1))
+        features = {f"encoder{i + 1}": stage for i, stage in enumerate(stages)} | {"decoder": x}
+        strides = [*self.totals, self.output_stride]
+        cropped = {
+            name: crop(feature, size, stride) for (name, feature), stride in zip(features.items(), strides, strict=True)
+        }
+        return VNetOutput(crop(self.logits(x), size, self.output_stride), cropped)
+
+
+def crop(volume: Tensor, size: Sequence[int], stride: Axes) -> Tensor:
+    """The first ceil(size / stride) voxels of each axis."""
+    d, h, w = (-(-n // s) for n, s in zip(size, stride, strict=True))
+    return volume if tuple(volume.shape[2:]) == (d, h, w) else volume[..., :d, :h, :w]
+
+
+def build_network(config: NetworkConfig, *, in_channels: int, classes: int) -> VNet:
+    """The V-Net that `config` describes."""
+    return VNet(
+        in_channels=in_channels,
+        classes=classes,
+        width=config.width,
+        kernel=config.kernel,
+        down=config.down,
+        up=config.up,
+        strides=config.strides,
+        norm=config.norm,
+        act=config.activation,
+        dropout=config.dropout,
+        output_stride=config.output_stride,
+    )

@@ -1,0 +1,143 @@
+"""V-Net and point head as one module: what is trained, saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pointrend.refine import PointRend
+from pointrend.sampling import training_voxels
+from vnet.core.config import Config, PointsConfig
+from vnet.core.errors import InputError
+from vnet.data.nifti import memory_limit_bytes
+from vnet.model.losses import segmentation_terms
+from vnet.model.network import VNet, VNetOutput, build_network
+
+
+class Segmenter(nn.Module):
+    """A network and, where the arm has one, its point head.
+
+    Args:
+        network: gives coarse logits and named features.
+        head: refines them at points; None for an arm without.
+        points: how training points are drawn.
+        point_dice: give the Dice loss at those points as well.
+        ignore: label value that is neither sampled nor counted.
+    """
+
+    def __init__(
+        self,
+        network: VNet,
+        head: PointRend | None,
+        *,
+        points: PointsConfig,
+        point_dice: bool = False,
+        ignore: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.points = points
+        self.point_dice = point_dice
+        self.ignore = ignore
+
+    def forward(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Loss terms of a batch, unweighted: `dice`, `cross_entropy` and, with a head, `point` (the cross-entropy at
+        points) and, where asked for, `point_dice`.
+
+        Args:
+            image: (B, C_in, D, H, W), sizes that the output stride divides.
+            labels: (B, D, H, W) int64.
+            generators: one per sample, from which its points are drawn.
+        """
+        logits, features = self.network(image)
+        terms = segmentation_terms(logits, labels, self.ignore)
+        if self.head is not None:
+            _, refined, truth = self.head.training_logits(
+                logits.float(),
+                self.head_features(features),
+                image,
+                labels,
+                generators=generators,
+                **self.drawing(),
+            )
+            at_points = segmentation_terms(refined, truth, self.ignore)
+            terms["point"] = at_points["cross_entropy"]
+            if self.point_dice:
+                terms["point_dice"] = at_points["dice"]
+        return terms
+
+    def drawing(self) -> dict[str, Any]:
+        """How training points are drawn: arguments of the head's loss and of `training_voxels`."""
+        return {
+            "count": self.points.num_points,
+            "oversample_ratio": self.points.oversample_ratio,
+            "importance_ratio": self.points.importance_ratio,
+            "ignore": self.ignore,
+            "quotas": self.points.quotas,
+        }
+
+    @torch.inference_mode()
+    def draw_points(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Where a training step would look, from the network as it stands: (B, N) flat voxels of the labels' grid.
+
+        Arguments as in `forward`; nothing is learnt and no state changes in evaluation mode.
+        """
+        logits = self.network(image).logits.float()
+        return training_voxels(logits, labels.shape[1:], generators=generators, labels=labels, **self.drawing())
+
+    def predict(self, image: Tensor) -> VNetOutput:
+        """Coarse logits and the features that the head reads, in float32."""
+        logits, features = self.network(image)
+        return VNetOutput(logits.float(), self.head_features(features))
+
+    def head_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: features[name] for name in self.points.features} if self.head is not None else {}
+
+
+def build_model(config: Config, *, in_channels: int, classes: int, ignore: int | None = None) -> Segmenter:
+    """The model of a config, with weights that are a function of `config.seed` alone.
+
+    Raises:
+        InputError: quotas of points for another number of labels.
+    """
+    quotas = config.points.quotas
+    if config.has_head and quotas is not None and len(quotas) != classes:
+        raise InputError(f"points.quotas must hold one share a label, {classes} here, got {list(quotas)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = build_network(config.network, in_channels=in_channels, classes=classes)
+        head = None
+        if config.has_head:
+            on_the_image_grid = [name for name in config.points.features if name == "encoder1"]
+            on_the_image_grid += ["image"] if config.points.image else []
+            head = PointRend(
+                classes=classes,
+                features={name: network.feature_channels[name] for name in config.points.features},
+                image_channels=in_channels if config.points.image else 0,
+                width=config.points.width,
+                layers=config.points.layers,
+                windows=dict.fromkeys(on_the_image_grid, config.points.window),
+            )
+    dice = config.training.point_dice_weight > 0
+    return Segmenter(network, head, points=config.points, point_dice=dice, ignore=ignore)
+
+
+def refuse_beyond_memory(config: Config, *, in_channels: int, classes: int) -> None:
+    """Count the network's parameters before any memory is taken for them.
+
+    Raises:
+        InputError: weights, gradients and the optimiser's two moments are more than the memory of this machine.
+    """
+    with torch.device("meta"):
+        model = build_model(config, in_channels=in_channels, classes=classes)
+    needed = 4 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    have = memory_limit_bytes()
+    if needed > have:
+        raise InputError(
+            f"network.width: the network needs about {needed / 2**30:.3g} GiB of memory and this machine has "
+            f"{have / 2**30:.3g}; lower network.width"
+        )

@@ -1,0 +1,88 @@
+"""A study: every arm, fold and seed that a config names, each a run of its own."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vnet.core.config import Config, load_config
+from vnet.core.distributed import rank_info
+from vnet.core.errors import InputError
+from vnet.training.kept_results import keep
+
+
+def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, list[str]]]:
+    """Each run of a study, fold by fold and seed by seed, with the command line that makes it.
+
+    Raises:
+        InputError: a bad key in any arm, before the first run.
+    """
+    study = load_config(argv, **kwargs).study
+    for fold, seed, arm in itertools.product(study.folds, study.seeds, study.arms):
+        words = [*argv, "--arm", arm, "--data.fold", str(fold), "--seed", str(seed)]
+        yield load_config(words, check_arms=False), words
+
+
+def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
+    """Make every run of the study that is not done, each in a process of its own (its memory is its own, too), and
+    keep its tables in results/ where the study asks for it.
+
+    Returns:
+        The config of the study.
+
+    Raises:
+        InputError: started as several processes, or a run ended with a fault; its own line is on stderr.
+    """
+    require_alone()
+    runs = list(study_configs(argv, **kwargs))
+    for number, (config, words) in enumerate(runs, 1):
+        print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
+        exit_code = run_forwarding_signals([sys.executable, str(train_script), *words])
+        if exit_code:
+            raise StudyStopped(config, exit_code)
+        if config.study.keep and not (config.results_folder / "cases.csv").is_file():
+            keep(config.run_folder, config.results_folder)
+    return load_config(argv, **kwargs)
+
+
+def require_alone() -> None:
+    """Raises `InputError` under torchrun or srun: each run of a study is started from here, once."""
+    if (world := rank_info().world_size) > 1:
+        raise InputError(
+            f"experiment.py: started as {world} processes, but it starts the runs itself, one after the other; train "
+            "each arm with torchrun and scripts/train.py, then start experiment.py once, which skips what is done"
+        )
+
+
+def run_forwarding_signals(words: Sequence[str]) -> int:
+    """Run a command to its end, passing signals on, so that a run writes its checkpoint and the study ends after it.
+
+    The command has a process group of its own: Ctrl-C reaches it once, through here, and not a second time from the
+    terminal.
+    """
+    process = subprocess.Popen(words, process_group=0)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StudyStopped(InputError):
+    """A run of a study ended early; its own line is on stderr already, `exit_code` is the run's."""
+
+    def __init__(self, config: Config, exit_code: int) -> None:
+        super().__init__(f"{config.run_folder}: ended with exit code {exit_code}; the same command goes on from there")
+        self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
