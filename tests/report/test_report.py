@@ -14,8 +14,9 @@ import pytest
 from vnet.core.config.schema import Config, StudyConfig
 from vnet.core.errors import InputError
 from vnet.evaluation.refinement import ALL
+from vnet.report import figures
 from vnet.report.refinement import by_bin
-from vnet.report.report import build_report, figures, print_comparison, print_run_summary
+from vnet.report.report import build_report, print_comparison, print_run_summary
 from vnet.report.tables import Table, change, markdown, p_value, score
 
 VOID = {"meta", "img"}
@@ -23,7 +24,7 @@ VOID = {"meta", "img"}
 
 @pytest.fixture(scope="module")
 def compare_main():
-    path = Path(__file__).parents[3] / "scripts" / "compare.py"
+    path = Path(__file__).parents[2] / "scripts" / "compare.py"
     spec = importlib.util.spec_from_file_location("compare_script", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
