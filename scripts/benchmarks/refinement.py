@@ -53,9 +53,9 @@ class Refined:
 
 def refined_cases(predictor: Predictor, count: int | None) -> list[Refined]:
     """The first `count` cases of the validation fold; None is all of them."""
-    setting = prepare_data(predictor.config)
+    prepared = prepare_data(predictor.config)
     cases = []
-    for case in setting.cases(setting.fold.val[:count]):
+    for case in prepared.cases(prepared.fold.val[:count]):
         assert case.label is not None  # folds hold labelled cases only
         found = predictor.predict(read_image(case.images))
         truth = read_label(case.label).array
@@ -95,8 +95,8 @@ def within(case: Refined, margin: float) -> np.ndarray:
 @torch.inference_mode()
 def head_rows(predictor: Predictor, points: int, rounds: int) -> list[Row]:
     """Seconds of the head on one thread, by precision and by points at once, and the share of labels that change."""
-    setting = prepare_data(predictor.config)
-    volume = read_image(setting.cases(setting.fold.val[:1])[0].images)
+    prepared = prepare_data(predictor.config)
+    volume = read_image(prepared.cases(prepared.fold.val[:1])[0].images)
     image = torch.from_numpy(np.ascontiguousarray(predictor.preprocessing.apply(volume)))[None]
     stride = [16 * -(-n // 16) - n for n in image.shape[2:]]
     image = torch.nn.functional.pad(image, [p for pad in reversed(stride) for p in (0, pad)])

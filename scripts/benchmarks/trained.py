@@ -19,6 +19,6 @@ def coarse_logits(run: Path) -> NDArray[np.float32]:
         InputError: not a run.
     """
     predictor = Predictor(run)
-    setting = prepare_data(predictor.config)
-    case = setting.cases(setting.fold.val[:1])[0]
+    prepared = prepare_data(predictor.config)
+    case = prepared.cases(prepared.fold.val[:1])[0]
     return predictor.predict(read_image(case.images)).coarse[None].numpy()

@@ -32,11 +32,11 @@ def draw(run: Path, case: str | None, output: Path) -> list[Path]:
         InputError: not a run, or no such validation case.
     """
     predictor = Predictor(run)
-    setting = prepare_data(predictor.config)
-    name = case or setting.fold.val[0]
-    if name not in setting.fold.val:
-        raise InputError(f"--case {name}: not a validation case of {run}; one of {', '.join(setting.fold.val)}")
-    shown = setting.cases((name,))[0]
+    prepared = prepare_data(predictor.config)
+    name = case or prepared.fold.val[0]
+    if name not in prepared.fold.val:
+        raise InputError(f"--case {name}: not a validation case of {run}; one of {', '.join(prepared.fold.val)}")
+    shown = prepared.cases((name,))[0]
     assert shown.label is not None  # folds hold labelled cases only
     volume, truth = read_image(shown.images), read_label(shown.label).array
     prediction = predictor.predict(volume)

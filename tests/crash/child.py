@@ -32,8 +32,8 @@ NAMES = {
     "refinement.csv": r"\.?refinement\.csv",
     "run.json": r"\.?run\.json",
     "config.yaml": r"\.?config\.yaml",
-    "verdict": r"\.?verdict_",
-    "volume": r".*\.npy|\..*_(image|label|places)\.",
+    "data check": r"\.?checked_",
+    "volume": r".*\.npy|\..*_(image|label|class_locations)\.",
     "event file": r"events\.out\.tfevents",
 }
 

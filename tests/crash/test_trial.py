@@ -97,7 +97,7 @@ def test_seconds_may_differ(world: Path) -> None:
 def test_files_are_known_by_their_names_also_while_they_are_written() -> None:
     assert part_of("runs/x/.last.ckpt.123.part") == part_of(Path("last.ckpt")) == "last.ckpt"
     assert part_of(b"events.out.tfevents.1.host.2.0") == "event file"
-    assert part_of(".0123_image.99.part") == part_of("0123_places.npy") == "volume"
+    assert part_of(".0123_image.99.part") == part_of("0123_class_locations.npy") == "volume"
     assert part_of("thesis.txt") is part_of(3) is None
 
 

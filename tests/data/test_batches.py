@@ -14,7 +14,7 @@ from vnet.data.batches import TrainingBatches, pick_place
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.preprocessing import Channel, Preprocessing, plan_preprocessing
-from vnet.data.store import CaseStore, class_locations
+from vnet.data.store import CaseStore, locate_classes
 
 PATCH = (4, 9, 3)  # of volumes (7, 6, 5): larger, smaller, larger
 
@@ -154,18 +154,18 @@ def test_patches_of_larger_volumes_hold_foreground_when_asked(decathlon, save):
 def test_structures_are_chosen_alike_however_small():
     label = np.zeros((20, 20, 20), np.uint8)
     label[:, :, 5:], label[0, 0, 0] = 1, 2
-    places = class_locations(label, None)
+    places = locate_classes(label, None)
     rng = np.random.default_rng(0)
     picked = Counter(label[tuple(pick_place(places, *rng.random(2)))] for _ in range(400))
     assert 150 < picked[2] < 250
     assert picked[0] == 0
-    assert pick_place(class_locations(np.zeros((2, 3, 4), np.uint8), None), 0.5, 0.5) is None
+    assert pick_place(locate_classes(np.zeros((2, 3, 4), np.uint8), None), 0.5, 0.5) is None
 
 
 def test_an_ignore_label_is_kept_and_never_aimed_at():
     label = np.zeros((3, 4, 5), np.uint8)
     label[0, 0, 0], label[2, 3, 4] = 1, 9
-    assert class_locations(label, 9).tolist() == [[1, 0, 0, 0]]
+    assert locate_classes(label, 9).tolist() == [[1, 0, 0, 0]]
 
 
 def test_mirroring_mirrors_the_named_axes_only(dataset):
@@ -200,7 +200,7 @@ def test_prepared_cases_come_back_from_the_cache_bit_for_bit(dataset, tmp_path, 
     monkeypatch.setattr(CaseStore, "prepare", None)
     again = make(dataset, cache=tmp_path)
     for number, prepared in enumerate(fresh):
-        for part in ("image", "label", "places"):
+        for part in ("image", "label", "class_locations"):
             np.testing.assert_array_equal(getattr(again.store[number], part), getattr(prepared, part))
 
 

@@ -1,4 +1,4 @@
-"""What is refused before a training, and what is kept of the verdict. Run: pytest tests/data/test_checks.py"""
+"""What is refused before a training, and what is kept of a check. Run: pytest tests/data/test_checks.py"""
 
 import json
 import shutil
@@ -25,8 +25,8 @@ def faults_of(root):
 
 def test_facts_are_those_of_the_files(decathlon):
     root = decathlon(2)
-    verdict = check_dataset(open_dataset(root), None, progress=False)
-    fact = verdict.cases["case_00"]
+    checked = check_dataset(open_dataset(root), None, progress=False)
+    fact = checked.facts["case_00"]
     assert fact.shape == (7, 6, 5)
     assert fact.spacing_mm == (1, 1, 1)
     assert fact.orientation == "RAS"
@@ -124,10 +124,10 @@ def test_a_data_set_without_foreground_is_refused(decathlon, save):
 def test_an_ignore_label_is_one_of_the_values(decathlon, save):
     root = decathlon(2, labels={"0": "background", "1": "near", "2": "far", "7": "ignore"})
     break_value(root, save)
-    assert check_dataset(open_dataset(root), None, progress=False).cases["case_01"].labels[7] == 2
+    assert check_dataset(open_dataset(root), None, progress=False).facts["case_01"].labels[7] == 2
 
 
-def test_the_verdict_is_kept_and_files_are_not_read_again(decathlon, tmp_path, monkeypatch):
+def test_facts_are_kept_and_files_are_not_read_again(decathlon, tmp_path, monkeypatch):
     dataset = open_dataset(decathlon(3))
     first = check_dataset(dataset, tmp_path / "cache", progress=False)
     monkeypatch.setattr(checks, "read_case", None)
@@ -143,11 +143,11 @@ def test_only_a_changed_case_is_read_again(decathlon, save, tmp_path, monkeypatc
     save(root / "imagesTr/case_02.nii.gz", np.ones((5, 6, 7), np.float32))
     second = check_dataset(dataset, tmp_path / "cache", progress=False)
     assert asked == ["case_02"]
-    assert second.cases["case_02"].constant == (0,)
+    assert second.facts["case_02"].constant == (0,)
     assert second.content_hash != first.content_hash
 
 
-def test_a_kept_verdict_does_not_hide_a_new_fault(decathlon, save, tmp_path):
+def test_kept_facts_do_not_hide_a_new_fault(decathlon, save, tmp_path):
     root = decathlon(3)
     check_dataset(open_dataset(root), tmp_path / "cache", progress=False)
     break_voxels(root, save)
@@ -160,8 +160,8 @@ def test_a_kept_verdict_does_not_hide_a_new_fault(decathlon, save, tmp_path):
         check_dataset(open_dataset(root), tmp_path / "cache", progress=False)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "cases": {"case_00": {}}}'])
-def test_a_damaged_verdict_is_made_anew(content, decathlon, tmp_path):
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 2, "cases": {"case_00": {}}}'])
+def test_a_damaged_file_of_facts_is_written_anew(content, decathlon, tmp_path):
     dataset = open_dataset(decathlon(2))
     first = check_dataset(dataset, tmp_path / "cache", progress=False)
     (place,) = (tmp_path / "cache").iterdir()
@@ -209,7 +209,7 @@ def test_large_volumes_are_read_one_after_the_other(decathlon, monkeypatch):
 
 @pytest.mark.decathlon
 def test_the_hippocampus_data_pass(hippocampus, tmp_path):
-    verdict = check_dataset(open_dataset(hippocampus), tmp_path, progress=False)
-    assert len(verdict.cases) == 208
-    assert {fact.orientation for fact in verdict.cases.values()} == {"RAS"}
-    assert all(set(fact.labels) == {0, 1, 2} for fact in verdict.cases.values())
+    checked = check_dataset(open_dataset(hippocampus), tmp_path, progress=False)
+    assert len(checked.facts) == 208
+    assert {fact.orientation for fact in checked.facts.values()} == {"RAS"}
+    assert all(set(fact.labels) == {0, 1, 2} for fact in checked.facts.values())

@@ -117,12 +117,12 @@ def test_the_plan_takes_the_median_spacing_of_the_named_cases(decathlon, save):
             voxels = np.arange(210, dtype=np.float32).reshape(5, 6, 7) % 3
             save(path, voxels if folder == "imagesTr" else voxels.astype(np.uint8), np.diag([1, 1, thick, 1]))
     dataset = open_dataset(root)
-    verdict = check_dataset(dataset, None, progress=False)
-    assert plan_preprocessing(dataset, verdict, None, ["case_00", "case_01", "case_02"]).spacing_mm == (3, 1, 1)
-    assert plan_preprocessing(dataset, verdict).spacing_mm == (2.5, 1, 1)
-    assert plan_preprocessing(dataset, verdict, (5, 4, 3)).spacing_mm == (5, 4, 3)
+    checked = check_dataset(dataset, None, progress=False)
+    assert plan_preprocessing(dataset, checked, None, ["case_00", "case_01", "case_02"]).spacing_mm == (3, 1, 1)
+    assert plan_preprocessing(dataset, checked).spacing_mm == (2.5, 1, 1)
+    assert plan_preprocessing(dataset, checked, (5, 4, 3)).spacing_mm == (5, 4, 3)
     with pytest.raises(ValueError, match="cases must name cases"):
-        plan_preprocessing(dataset, verdict, None, ["nobody"])
+        plan_preprocessing(dataset, checked, None, ["nobody"])
 
 
 @pytest.mark.parametrize(("modality", "rule"), [("MRI", "zscore"), ("CT", "ct"), ("ct", "ct"), ("noNorm", "none")])

@@ -13,7 +13,7 @@ from tests.errors.table import PAGE, page
 from tests.errors.world import run_script, tree
 
 RULES = [pytest.param(rule, id=rule.what.replace(" ", "_")) for rules in GROUPS.values() for rule in rules]
-# what a command may leave though it refuses: the verdict on its data, kept to save time; labels of sound images
+# what a command may leave though it refuses: the check of its data, kept to save time; labels of sound images
 LEFT = ("runs/cache/", "out/")
 
 

@@ -1,0 +1,1 @@
+"""Data sets: folders, NIfTI volumes, checks, folds, preprocessing, training batches, and synthetic volumes."""

@@ -22,7 +22,7 @@ from vnet.core.randomness import sample_seed
 from vnet.data.augmentation import AXES, View, draw_matrix, look, needed_box, vary_intensity
 from vnet.data.dataset import Case, Dataset
 from vnet.data.preprocessing import Preprocessing
-from vnet.data.store import CaseStore, Prepared
+from vnet.data.store import CaseStore, PreparedCase
 
 ORDER, AUGMENTATION = 11, 12  # purposes of random numbers, beside those of vnet.core.randomness
 FOREGROUND_SHARE = 0.5
@@ -159,7 +159,7 @@ class TrainingBatches:
         shown, marked = look(image, label, [part.start for part in box], view, self.patch)
         return shown, marked, self.store.cases[case].name
 
-    def draw_view(self, prepared: Prepared, rng: np.random.Generator) -> View:
+    def draw_view(self, prepared: PreparedCase, rng: np.random.Generator) -> View:
         start = self.draw_start(prepared, rng)
         matrix = draw_matrix(rng, self.spacing_mm)
         flips = rng.random(3) < 0.5
@@ -167,10 +167,10 @@ class TrainingBatches:
             return View(start, None, ())
         return View(start, matrix, tuple(axis for axis in self.mirror if flips[axis]))
 
-    def draw_start(self, prepared: Prepared, rng: np.random.Generator) -> tuple[int, int, int]:
+    def draw_start(self, prepared: PreparedCase, rng: np.random.Generator) -> tuple[int, int, int]:
         """First voxel of the patch in the volume; always the same count of numbers is drawn."""
         chance, which, where, *shares = rng.random(6)
-        focus = pick_place(prepared.places, which, where) if chance < self.foreground_share else None
+        focus = pick_place(prepared.class_locations, which, where) if chance < self.foreground_share else None
         starts = []
         for axis, (have, want, share) in enumerate(zip(prepared.label.shape, self.patch, shares, strict=True)):
             room = have - want

@@ -1,6 +1,7 @@
 """Every voxel of a data set read once: what would stop a training, all at once, and what each case is like.
 
-The verdict is kept with each file's size and time; later starts read headers only, and only changed cases again.
+Facts of each case are kept in the cache folder with the fingerprint of its files; a later start reads the headers
+alone, and the voxels only of cases that changed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from vnet.core.errors import InputError
 from vnet.core.files import write_text
 from vnet.core.progress import Bar
 from vnet.data.dataset import Case, Dataset
-from vnet.data.fingerprints import stamp
+from vnet.data.fingerprints import Fingerprint, fingerprint
 from vnet.data.nifti import memory_limit_bytes, read_header
 from vnet.data.volumes import Volume, grid_fault, read_image, read_label
 
-FORMAT = 1  # of the kept verdict
+FORMAT = 2  # of the kept facts
 QUANTILES = tuple(i / 200 for i in range(201))  # 0.5 % apart: nnU-Net clips CT at 0.5 and 99.5 %
 SHOWN_VALUES = 5
 READING_BYTES = 12  # per voxel and channel: as stored and in float32, foreground in float64
@@ -89,50 +90,50 @@ class CaseFacts:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A data set that passed.
+class CheckResult:
+    """What the check of a data set without faults found.
 
     Attributes:
         content_hash: of voxels, grids, names, structures, modalities and folds; not of where or how files lie.
-        cases: name -> facts.
-        stamps: name -> size and time of each file before it was read (`vnet.data.fingerprints.stamp`).
+        facts: case name -> facts.
+        fingerprints: case name -> size and time of its files before they were read.
     """
 
     content_hash: str
-    cases: dict[str, CaseFacts]
-    stamps: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    facts: dict[str, CaseFacts]
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
 
-def check_dataset(dataset: Dataset, cache: Path | str | None, progress: bool = True) -> Verdict:
+def check_dataset(dataset: Dataset, cache: Path | str | None, progress: bool = True) -> CheckResult:
     """Read every voxel (the first time) and judge the data set.
 
     Args:
-        cache: folder that keeps the verdict; None keeps nothing and reads everything.
+        cache: folder that keeps the facts; None keeps nothing and reads everything.
         progress: show a bar on stdout.
 
     Raises:
         InputError: every fault of the data set, one line each.
     """
-    stamps = {case.name: stamp(case) for case in dataset.cases}
+    fingerprints = {case.name: fingerprint(case) for case in dataset.cases}
     facts, faults = examine(dataset, cache, progress=progress)
     if faults:
         raise InputError(faults)
-    return Verdict(content_hash(dataset, facts), facts, stamps)
+    return CheckResult(content_hash(dataset, facts), facts, fingerprints)
 
 
 def examine(
     dataset: Dataset, cache: Path | str | None = None, progress: bool = True
 ) -> tuple[dict[str, CaseFacts], list[str]]:
     """Facts of the cases without fault, and all faults, those of `open_dataset` first."""
-    place = None if cache is None else verdict_file(dataset, Path(cache))
+    place = None if cache is None else kept_file(dataset, Path(cache))
     kept = load_kept(place)
-    stamps = {case.name: [list(one) for one in stamp(case)] for case in dataset.cases}
+    fingerprints = {case.name: fingerprint(case) for case in dataset.cases}
     facts: dict[str, CaseFacts] = {}
     faults: dict[str, list[str]] = {}
     unread = []
     for case in dataset.cases:
         entry = kept.get(case.name)
-        if entry is not None and entry[0] == stamps[case.name]:
+        if entry is not None and entry[0] == fingerprints[case.name]:
             facts[case.name], faults[case.name] = entry[1], header_faults(case)
         else:
             unread.append(case)
@@ -142,7 +143,7 @@ def examine(
             facts[case.name] = fact
     for name, fact in facts.items():
         faults[name] += rule_faults(dataset, name, fact)
-    sound = {name: (stamps[name], fact) for name, fact in facts.items() if not faults[name]}
+    sound = {name: (fingerprints[name], fact) for name, fact in facts.items() if not faults[name]}
     if place is not None and unread and sound:
         save_kept(place, sound)
     listed = [fault for case in dataset.cases for fault in faults[case.name]]
@@ -288,23 +289,26 @@ def content_hash(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def verdict_file(dataset: Dataset, cache: Path) -> Path:
-    """Where the verdict on a data set is kept: one file per folder and list of files."""
+def kept_file(dataset: Dataset, cache: Path) -> Path:
+    """Where the facts of a data set are kept: one file per folder and list of files."""
     key = json.dumps([str(dataset.root.resolve()), [[str(path) for path in case.files] for case in dataset.cases]])
-    return cache / f"verdict_{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return cache / f"checked_{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
-def load_kept(place: Path | None) -> dict[str, tuple[list[list[int]], CaseFacts]]:
+def load_kept(place: Path | None) -> dict[str, tuple[Fingerprint, CaseFacts]]:
     """Facts of an earlier start; none where the file is missing, damaged or of another format."""
     try:
         plain = json.loads(place.read_text()) if place is not None else {}
         if plain.get("format") != FORMAT:
             return {}
-        return {name: (entry["stamp"], CaseFacts.from_dict(entry["facts"])) for name, entry in plain["cases"].items()}
+        return {
+            name: ([(size, time) for size, time in entry["fingerprint"]], CaseFacts.from_dict(entry["facts"]))
+            for name, entry in plain["cases"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def save_kept(place: Path, sound: Mapping[str, tuple[list[list[int]], CaseFacts]]) -> None:
-    cases = {name: {"stamp": stamps, "facts": fact.to_dict()} for name, (stamps, fact) in sound.items()}
+def save_kept(place: Path, sound: Mapping[str, tuple[Fingerprint, CaseFacts]]) -> None:
+    cases = {name: {"fingerprint": files, "facts": fact.to_dict()} for name, (files, fact) in sound.items()}
     write_text(place, json.dumps({"format": FORMAT, "cases": cases}))

@@ -1,4 +1,4 @@
-"""Whether the files of a case are still those that were checked."""
+"""Size and modification time of a case's files: whether they are still those that were checked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from vnet.core.errors import RunFault
 from vnet.data.dataset import Case
 
+Fingerprint = list[tuple[int, int]]  # (bytes, modification time in ns) of each file of a case
 
-def stamp(case: Case) -> list[tuple[int, int]]:
-    """Size and time of each file of a case.
+
+def fingerprint(case: Case) -> Fingerprint:
+    """Size and modification time of each file of a case.
 
     Raises:
-        RunFault: one is not there.
+        RunFault: a file is missing.
     """
     try:
         stats = [path.stat() for path in case.files]
@@ -21,17 +23,20 @@ def stamp(case: Case) -> list[tuple[int, int]]:
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
-def require_unchanged(case: Case, before: list[tuple[int, int]]) -> None:
-    """Raises `RunFault` where a file of the case vanished or is not as it was."""
-    if stamp(case) != before:
+def require_unchanged(case: Case, before: Fingerprint) -> None:
+    """Raise `RunFault` where a file of the case is missing or its fingerprint differs from `before`."""
+    if fingerprint(case) != before:
         raise RunFault(f"case {case.name}: its files changed during the run; restore them and continue")
 
 
-def unchanged(cases: Sequence[Case], before: Mapping[str, list[tuple[int, int]]]) -> Iterator[Case]:
-    """The cases, each looked at just before it is used.
+def unchanged(cases: Sequence[Case], before: Mapping[str, Fingerprint]) -> Iterator[Case]:
+    """Yield the cases; the files of each are compared with `before` just before it is yielded.
 
     Args:
-        before: `stamp` of each case by name, when the run began.
+        before: case name -> fingerprint at the start of the run.
+
+    Raises:
+        RunFault: a file of a case is missing or changed.
     """
     for case in cases:
         require_unchanged(case, before[case.name])

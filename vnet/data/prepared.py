@@ -1,4 +1,4 @@
-"""What a config's data set turns out to be: checked, divided into a fold, with the preprocessing planned."""
+"""The data set of a config: checked, split into folds, with its preprocessing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vnet.core.config import Config
 from vnet.core.errors import InputError
-from vnet.data.checks import Verdict, check_dataset
+from vnet.data.checks import CheckResult, check_dataset
 from vnet.data.dataset import Case, Dataset, open_dataset
-from vnet.data.fingerprints import unchanged
+from vnet.data.fingerprints import Fingerprint, unchanged
 from vnet.data.folds import Fold, select_fold
 from vnet.data.phantoms.organs import write_phantoms
 from vnet.data.phantoms.sheets import SheetKind
@@ -19,25 +19,34 @@ from vnet.data.preprocessing import Preprocessing, plan_preprocessing
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A checked data set and how a run uses it."""
+    """A checked data set and how a run uses it.
+
+    Attributes:
+        dataset: the cases, structures and channels.
+        content_hash: of everything that a training reads (`vnet.data.checks.content_hash`).
+        fold: names of the training and validation cases.
+        preprocessing: planned on the training cases of the fold.
+        fingerprints: case name -> size and time of its files when they were checked.
+    """
 
     dataset: Dataset
     content_hash: str
     fold: Fold
     preprocessing: Preprocessing
-    stamps: Mapping[str, list[tuple[int, int]]]
+    fingerprints: Mapping[str, Fingerprint]
 
-    def watched(self, names: tuple[str, ...]) -> Iterator[Case]:
-        """The cases, each refused where its files are no longer those that were checked."""
-        return unchanged(self.cases(names), self.stamps)
+    def unchanged_cases(self, names: tuple[str, ...]) -> Iterator[Case]:
+        """Yield the named cases; raises `RunFault` at a case whose files changed since they were checked."""
+        return unchanged(self.cases(names), self.fingerprints)
 
     def cases(self, names: tuple[str, ...]) -> list[Case]:
+        """The named cases, in the order of `names`."""
         by_name = {case.name: case for case in self.dataset.cases}
         return [by_name[name] for name in names]
 
 
-def open_checked_dataset(config: Config, *, progress: bool = True) -> tuple[Dataset, Verdict]:
-    """Open and check the data set of `config`; phantoms are written first where they are asked for and missing.
+def open_checked_dataset(config: Config, *, progress: bool = True) -> tuple[Dataset, CheckResult]:
+    """Open and check the data set of `config`; missing phantoms are written first where the config asks for them.
 
     Raises:
         InputError: every fault of the data set at once.
@@ -54,12 +63,12 @@ def open_checked_dataset(config: Config, *, progress: bool = True) -> tuple[Data
 
 
 def prepare_data(config: Config, *, progress: bool = True) -> PreparedData:
-    """The data set of `config`, divided, with the preprocessing planned on its training cases.
+    """The data set of `config`, checked and split, with the preprocessing planned on its training cases.
 
     Raises:
         InputError: every fault of the data set at once; a fold that does not exist or is empty.
     """
-    dataset, verdict = open_checked_dataset(config, progress=progress)
+    dataset, checked = open_checked_dataset(config, progress=progress)
     fold = select_fold(dataset, config.data.fold)
-    preprocessing = plan_preprocessing(dataset, verdict, config.data.spacing_mm, cases=fold.train)
-    return PreparedData(dataset, verdict.content_hash, fold, preprocessing, verdict.stamps)
+    preprocessing = plan_preprocessing(dataset, checked, config.data.spacing_mm, cases=fold.train)
+    return PreparedData(dataset, checked.content_hash, fold, preprocessing, checked.fingerprints)

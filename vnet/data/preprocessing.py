@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from vnet.core.errors import InputError
-from vnet.data.checks import QUANTILES, CaseFacts, Intensities, Verdict
+from vnet.data.checks import QUANTILES, CaseFacts, CheckResult, Intensities
 from vnet.data.dataset import Dataset
 from vnet.data.volumes import Volume
 
@@ -137,7 +137,7 @@ def resample_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 def plan_preprocessing(
     dataset: Dataset,
-    verdict: Verdict,
+    checked: CheckResult,
     spacing_mm: Sequence[float] | None = None,
     cases: Collection[str] | None = None,
 ) -> Preprocessing:
@@ -147,7 +147,7 @@ def plan_preprocessing(
         spacing_mm: (z, y, x); None takes the median of the cases on each axis.
         cases: names that may be looked at, those of the training fold; None takes all.
     """
-    facts = [fact for name, fact in sorted(verdict.cases.items()) if cases is None or name in cases]
+    facts = [fact for name, fact in sorted(checked.facts.items()) if cases is None or name in cases]
     if not facts:
         raise ValueError(f"cases must name cases of the data set, got {cases!r:.80}")
     spacing = np.median([fact.spacing_mm for fact in facts], 0) if spacing_mm is None else np.asarray(spacing_mm)

@@ -17,33 +17,33 @@ from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError, RunFault
 from vnet.core.files import naming
 from vnet.data.dataset import Case
-from vnet.data.fingerprints import require_unchanged, stamp
+from vnet.data.fingerprints import fingerprint, require_unchanged
 from vnet.data.nifti import memory_limit_bytes
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.volumes import grid_fault, read_image, read_label
 
-FORMAT = 1  # of the kept arrays
+FORMAT = 2  # of the kept arrays
 LOCATIONS_PER_CLASS = 4096
-PARTS = ("image", "label", "places")
+PARTS = ("image", "label", "class_locations")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCase:
     """A case on the working grid.
 
     Attributes:
         image: (C, D, H, W) float32, normalised.
         label: (D, H, W) uint8 or uint16.
-        places: (n, 4) int32, (label value, z, y, x) of up to 4096 voxels of each structure, spread evenly.
+        class_locations: (n, 4) int32, (label value, z, y, x) of up to 4096 voxels of each structure, spread evenly.
     """
 
     image: np.ndarray
     label: np.ndarray
-    places: np.ndarray
+    class_locations: np.ndarray
 
     @property
     def nbytes(self) -> int:
-        return self.image.nbytes + self.label.nbytes + self.places.nbytes
+        return self.image.nbytes + self.label.nbytes + self.class_locations.nbytes
 
 
 class CaseStore:
@@ -76,12 +76,12 @@ class CaseStore:
         self.budget = (
             memory_limit_bytes() // (4 * rank_info().local_world_size) if memory_bytes is None else memory_bytes
         )
-        self.stamps = [stamp(case) for case in self.cases]
-        self.kept: OrderedDict[int, Prepared] = OrderedDict()
+        self.fingerprints = [fingerprint(case) for case in self.cases]
+        self.kept: OrderedDict[int, PreparedCase] = OrderedDict()
         self.keys: dict[int, str] = {}
         self.lock = Lock()
 
-    def __getitem__(self, number: int) -> Prepared:
+    def __getitem__(self, number: int) -> PreparedCase:
         """The case, prepared.
 
         Raises:
@@ -96,15 +96,15 @@ class CaseStore:
                 self.keep(number, prepared)
             return prepared
 
-    def keep(self, number: int, prepared: Prepared) -> None:
+    def keep(self, number: int, prepared: PreparedCase) -> None:
         self.kept[number] = prepared
         while len(self.kept) > 1 and sum(one.nbytes for one in self.kept.values()) > self.budget:
             self.kept.popitem(last=False)
 
-    def fetch(self, number: int) -> Prepared:
+    def fetch(self, number: int) -> PreparedCase:
         """From the cache folder, or from the case's files."""
         case = self.cases[number]
-        require_unchanged(case, self.stamps[number])
+        require_unchanged(case, self.fingerprints[number])
         if self.folder is None:
             return self.prepare(case)
         # its files have not changed, so they need not be read again for their key
@@ -132,7 +132,7 @@ class CaseStore:
                 raise RunFault(f"case {case.name}: {path}: {error.strerror}; restore it and continue") from None
         return digest.hexdigest()[:32]
 
-    def prepare(self, case: Case) -> Prepared:
+    def prepare(self, case: Case) -> PreparedCase:
         assert case.label is not None
         try:
             volume, label = read_image(case.images), read_label(case.label)
@@ -141,11 +141,11 @@ class CaseStore:
         if fault := grid_fault(label, volume):
             raise RunFault(f"case {case.name}: {case.label}: {fault}; mend the label")
         marked = self.preprocessing.apply_label(label)
-        return Prepared(self.preprocessing.apply(volume), marked, class_locations(marked, self.ignore))
+        return PreparedCase(self.preprocessing.apply(volume), marked, locate_classes(marked, self.ignore))
 
 
-def class_locations(label: np.ndarray, ignore: int | None) -> np.ndarray:
-    """(n, 4) int32 of `Prepared.places`; (0, 4) without foreground."""
+def locate_classes(label: np.ndarray, ignore: int | None) -> np.ndarray:
+    """(n, 4) int32 of `PreparedCase.class_locations`; (0, 4) without foreground."""
     rows = [np.zeros((0, 4), np.int32)]
     for value in np.unique(label):
         if value == 0 or value == ignore:
@@ -157,7 +157,7 @@ def class_locations(label: np.ndarray, ignore: int | None) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def save_parts(stem: Path, prepared: Prepared) -> None:
+def save_parts(stem: Path, prepared: PreparedCase) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.{rank_info().rank}.part")
@@ -170,7 +170,7 @@ def save_parts(stem: Path, prepared: Prepared) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def load_parts(stem: Path, budget: int) -> Prepared | None:
+def load_parts(stem: Path, budget: int) -> PreparedCase | None:
     """Kept arrays, mapped from disk when larger than `budget`; None where they are missing or damaged."""
     files = [stem.with_name(f"{stem.name}_{part}.npy") for part in PARTS]
     try:
@@ -178,6 +178,6 @@ def load_parts(stem: Path, budget: int) -> Prepared | None:
         arrays = [np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False) for file in files]
     except (OSError, ValueError, EOFError):
         return None
-    image, label, places = arrays
-    fits = image.ndim == 4 and image.shape[1:] == label.shape and places.ndim == 2
-    return Prepared(image, label, places) if fits and image.dtype == np.float32 else None
+    image, label, class_locations = arrays
+    fits = image.ndim == 4 and image.shape[1:] == label.shape and class_locations.ndim == 2
+    return PreparedCase(image, label, class_locations) if fits and image.dtype == np.float32 else None

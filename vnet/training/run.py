@@ -43,19 +43,19 @@ def train_run(config: Config) -> Run:
     set_threads(config.threads)
     keep_memory()
     require_divisible(config, fabric.device.type)
-    setting = on_rank_zero(lambda: prepare_data(config))
-    run = Run(config.run_folder, config.hash(setting.content_hash))
+    prepared = on_rank_zero(lambda: prepare_data(config))
+    run = Run(config.run_folder, config.hash(prepared.content_hash))
     if on_rank_zero(lambda: run.state(config.results_folder)) == "done":
         here = run.folder if finished_hash(run.folder) == run.config_hash else config.results_folder
         print(f"{run.folder}: done; its tables are in {here}", flush=True)
         return Run(here, run.config_hash)
-    dataset = setting.dataset
+    dataset = prepared.dataset
     on_rank_zero(lambda: refuse_start(run, config, dataset))
-    on_rank_zero(lambda: begin(run, config, setting))
-    trainer = Trainer(config, setting, run, fabric)
+    on_rank_zero(lambda: begin(run, config, prepared))
+    trainer = Trainer(config, prepared, run, fabric)
     trainer.train()
     model = load_model(run, config, "last").model.to(fabric.device)
-    write_results(run, config, setting, trainer, model)
+    write_results(run, config, prepared, trainer, model)
     return run
 
 
@@ -67,26 +67,26 @@ def refuse_start(run: Run, config: Config, dataset: Dataset) -> None:
         start_from(model, Path(config.training.init_from), dataset)
 
 
-def begin(run: Run, config: Config, setting: PreparedData) -> None:
+def begin(run: Run, config: Config, prepared: PreparedData) -> None:
     """Leave what identifies the run before anything else is written."""
     refuse_links(run.folder, Path(config.run_root))
     run.folder.mkdir(parents=True, exist_ok=True)
     sweep(run.folder)
-    run.write_info(**environment(), data_set=setting.dataset.name, data_hash=setting.content_hash, name=config.name)
+    run.write_info(**environment(), data_set=prepared.dataset.name, data_hash=prepared.content_hash, name=config.name)
     write_text(run.folder / "config.yaml", config.to_yaml())
-    properties = setting.dataset.root / "properties.csv"
+    properties = prepared.dataset.root / "properties.csv"
     if properties.is_file():  # numbers by case, by which the report groups
         write_bytes(run.folder / properties.name, properties.read_bytes())
 
 
-def write_results(run: Run, config: Config, setting: PreparedData, trainer: Trainer, model: Segmenter) -> None:
+def write_results(run: Run, config: Config, prepared: PreparedData, trainer: Trainer, model: Segmenter) -> None:
     """Score the validation fold with the last checkpoint; cases.csv, written last, marks the run as done."""
     training_mib = reduce_max(peak_memory_mib())  # of the process that took most
     told_apart = reset_peak_memory()
-    scored = score(model, setting.fold.val, setting, config)
+    scored = score(model, prepared.fold.val, prepared, config)
     prediction_mib = reduce_max(peak_memory_mib())
     device = next(model.parameters()).device
-    volume = torch.zeros(1, len(setting.dataset.modalities), *tile_size(config), device=device)
+    volume = torch.zeros(1, len(prepared.dataset.modalities), *tile_size(config), device=device)
     progress = trainer.progress
     facts = {
         "steps": progress.step,
@@ -103,20 +103,20 @@ def write_results(run: Run, config: Config, setting: PreparedData, trainer: Trai
         "processes": trainer.fabric.world_size,
     }
     on_rank_zero(lambda: run.write_info(**facts))
-    on_rank_zero(lambda: write_tables(run.folder, scored, setting.dataset))
+    on_rank_zero(lambda: write_tables(run.folder, scored, prepared.dataset))
 
 
-def score(model: Segmenter, names: tuple[str, ...], setting: PreparedData, config: Config) -> Evaluation:
+def score(model: Segmenter, names: tuple[str, ...], prepared: PreparedData, config: Config) -> Evaluation:
     """`evaluate_cases`, shared by the processes, with a progress bar (of the first one's share)."""
     mine = tuple(shard(names))
     with Bar("evaluating", len(mine)) as bar:
         scored = evaluate_cases(
             model,
-            setting.watched(mine),
-            setting.preprocessing,
+            prepared.unchanged_cases(mine),
+            prepared.preprocessing,
             config,
-            structures=setting.dataset.structures,
-            ignore=setting.dataset.ignore,
+            structures=prepared.dataset.structures,
+            ignore=prepared.dataset.ignore,
             shown=bar.advance,
         )
     return merge_evaluations(gather(scored), names)
@@ -151,10 +151,10 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
     fabric = launch_fabric()
     set_threads(config.threads)
     trained = load_model(run, config, checkpoint)
-    dataset, verdict = on_rank_zero(lambda: open_checked_dataset(config))
+    dataset, checked = on_rank_zero(lambda: open_checked_dataset(config))
     trained.require_same_task(dataset)
-    own = checkpoint == "last" and config.hash(verdict.content_hash) == run.config_hash
-    if verdict.content_hash == run.info().get("data_hash"):
+    own = checkpoint == "last" and config.hash(checked.content_hash) == run.config_hash
+    if checked.content_hash == run.info().get("data_hash"):
         fold = on_rank_zero(lambda: prepare_data(config)).fold
     else:
         fold = Fold(train=(), val=tuple(case.name for case in dataset.cases if case.label is not None))
@@ -165,8 +165,8 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
         )
     if own and "steps" not in run.info():
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
-    setting = PreparedData(dataset, verdict.content_hash, fold, trained.preprocessing, verdict.stamps)
-    scored = score(trained.model.to(fabric.device), fold.val, setting, config)
+    prepared = PreparedData(dataset, checked.content_hash, fold, trained.preprocessing, checked.fingerprints)
+    scored = score(trained.model.to(fabric.device), fold.val, prepared, config)
     target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
     refuse_links(target, run.folder)
     if not own:

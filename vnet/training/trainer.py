@@ -94,14 +94,14 @@ class Trainer:
 
     Args:
         config: the run.
-        setting: its checked data.
+        prepared: its checked data.
         run: its folder.
         fabric: device, precision and processes.
     """
 
-    def __init__(self, config: Config, setting: PreparedData, run: Run, fabric: Fabric) -> None:
-        self.config, self.setting, self.run, self.fabric = config, setting, run, fabric
-        dataset = setting.dataset
+    def __init__(self, config: Config, prepared: PreparedData, run: Run, fabric: Fabric) -> None:
+        self.config, self.prepared, self.run, self.fabric = config, prepared, run, fabric
+        dataset = prepared.dataset
         self.plain = sync_batch_norm(
             build_model(
                 config, in_channels=len(dataset.modalities), classes=len(dataset.structures), ignore=dataset.ignore
@@ -117,8 +117,8 @@ class Trainer:
         self.samples = range(fabric.global_rank * share, (fabric.global_rank + 1) * share)
         self.batches = TrainingBatches(
             dataset,
-            list(setting.watched(setting.fold.train)),
-            setting.preprocessing,
+            list(prepared.unchanged_cases(prepared.fold.train)),
+            prepared.preprocessing,
             patch=config.training.patch,
             batch=config.training.batch,
             seed=config.seed,
@@ -139,7 +139,7 @@ class Trainer:
             ]
             self.history = [dict(row) for row in done]
         elif self.config.training.init_from:
-            line = start_from(self.plain, Path(self.config.training.init_from), self.setting.dataset)
+            line = start_from(self.plain, Path(self.config.training.init_from), self.prepared.dataset)
             print(line, flush=True)
             self.run.log(line)
 
@@ -152,13 +152,13 @@ class Trainer:
             )
 
     def save(self, path: Path) -> None:
-        dataset = self.setting.dataset
+        dataset = self.prepared.dataset
         state = {
             "model": self.plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
             "config_hash": self.run.config_hash,
-            "preprocessing": self.setting.preprocessing.to_dict(),
+            "preprocessing": self.prepared.preprocessing.to_dict(),
             "structures": list(dataset.structures),
             "in_channels": len(dataset.modalities),
             "ignore": dataset.ignore,
@@ -231,7 +231,7 @@ class Trainer:
             for file in self.run.folder.glob("events.out.tfevents.*"):
                 file.unlink()
             board = Board(self.run.folder)
-            open_page(board, self.config, self.setting.dataset.structures)
+            open_page(board, self.config, self.prepared.dataset.structures)
             return board
         return Board(self.run.folder, start_step=first)
 
@@ -313,14 +313,14 @@ class Trainer:
 
     def validate(self, board: Board | None, bar: Bar) -> None:
         """Score the fold's validation cases; a row in metrics.csv, curves and pictures in TensorBoard."""
-        if not self.setting.fold.val:
+        if not self.prepared.fold.val:
             return
-        cases = self.setting.watched(tuple(shard(self.setting.fold.val)))
+        cases = self.prepared.unchanged_cases(tuple(shard(self.prepared.fold.val)))
         self.plain.eval()
-        structures, ignore = self.setting.dataset.structures, self.setting.dataset.ignore
+        structures, ignore = self.prepared.dataset.structures, self.prepared.dataset.ignore
         start = time.perf_counter()
         scores, stories = DiceTable(structures, ignore), []
-        for number, scored in enumerate(predict_cases(self.plain, cases, self.setting.preprocessing, self.config)):
+        for number, scored in enumerate(predict_cases(self.plain, cases, self.prepared.preprocessing, self.config)):
             stories.append(summarise_case(scored, scores.add(scored), structures, ignore))
             if board and number == 0:  # the same case each time, so that the slider shows it learn
                 show_first_case(board, self.progress.step, scored, len(structures))
@@ -355,7 +355,7 @@ class Trainer:
         self.plain.eval()
         shown, marked = self.fabric.to_device((image[None], labels[None]))
         index = self.plain.draw_points(shown, marked, point_generators(self.config.seed, self.progress.step, [0]))
-        classes = len(self.setting.dataset.structures)
+        classes = len(self.prepared.dataset.structures)
         show_points(board, self.progress.step, image, labels, index[0], self.batches.spacing_mm, classes)
 
     def rehearse(self) -> float:
@@ -383,7 +383,7 @@ class Trainer:
         line = (
             f"{config.arm}: {parameters:,} parameters, "
             f"{count_multiply_adds(self.plain, image[:1]) / 1e9:.2f} G multiply-adds a volume, "
-            f"{len(self.setting.fold.train)} training and {len(self.setting.fold.val)} validation cases, "
+            f"{len(self.prepared.fold.train)} training and {len(self.prepared.fold.val)} validation cases, "
             f"steps {self.progress.step} to {expected:.0f}, {peak_memory_mib():.0f} MiB, "
             f"about {left * (1 - self.share()) / 60:.1f} minutes and validation{shared}"
         )

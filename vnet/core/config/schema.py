@@ -61,7 +61,7 @@ class DataConfig:
     spacing_mm: tuple[float, float, float] | None = None
     """Working spacing (z, y, x) in mm; null takes the median of the training volumes."""
     cache: str | None = None
-    """Folder for verdicts and preprocessed volumes; null takes RUN_ROOT/cache."""
+    """Folder for checks of data sets and preprocessed volumes; null takes RUN_ROOT/cache."""
     phantoms: int = 0
     """Where `root` does not exist: write this many phantom volumes there first."""
     phantom_kind: Literal["organs", "sheets"] = "organs"
