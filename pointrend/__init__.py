@@ -13,12 +13,12 @@ from pointrend.getpoint import getpoint
 if TYPE_CHECKING:
     from pointrend.backbones import taps
     from pointrend.head import PointHead
+    from pointrend.reading import sample_at
     from pointrend.refine import PointRend
     from pointrend.render import render_labels
-    from pointrend.sampling import sample_at
 
 _HOMES = {
-    "sample_at": "sampling",
+    "sample_at": "reading",
     "render_labels": "render",
     "PointHead": "head",
     "PointRend": "refine",

@@ -15,7 +15,7 @@ from pointrend.head import PointHead
 from pointrend.neighbours import read_window
 from pointrend.reading import best_class, read_at, sample_at
 from pointrend.render import render_labels
-from pointrend.sampling import training_voxels
+from pointrend.sampling import PointSampling, training_voxels
 from pointrend.subdivision import Change, Chosen, Field, step_sizes
 
 
@@ -53,6 +53,7 @@ class PointRend(nn.Module):
         windows: by name of a feature map, or `image`: the voxels per axis that the head reads around a point, odd;
             what is not named is read at the point alone. See `pointrend.neighbours`.
         ndim: spatial axes; needed for the code and the windows alone.
+        sampling: how the loss draws its points.
 
     Raises:
         ValueError: a number out of range, or a window of something that the head does not read.
@@ -69,8 +70,10 @@ class PointRend(nn.Module):
         frequencies: int = 0,
         windows: Mapping[str, int] | None = None,
         ndim: int = 3,
+        sampling: PointSampling | None = None,
     ) -> None:
         super().__init__()
+        self.sampling = PointSampling() if sampling is None else sampling
         self.classes, self.feature_names, self.image_channels = classes, tuple(features), image_channels
         channels = [*features.values(), *([image_channels] if image_channels else [])]
         names = [*features, *(["image"] if image_channels else [])]
@@ -125,36 +128,22 @@ class PointRend(nn.Module):
         image: Tensor | None,
         labels: Tensor,
         *,
-        count: int,
-        oversample_ratio: float = 3.0,
-        importance_ratio: float = 0.75,
-        generators: Sequence[torch.Generator],
-        ignore: int | None = None,
-        quotas: Sequence[float] | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The head's logits at training points; see `pointrend.sampling.training_voxels` for the numbers.
+        """The head's logits at training points, drawn by `sampling`.
 
         Args:
             coarse: (B, K, *coarse) logits.
             features: as in `predict_points`.
             image: as in `predict_points`.
             labels: (B, *size) integers.
+            generators: one CPU generator per sample; None draws from torch's global generator.
 
         Returns:
             Points (B, N, ndim), logits (B, K, N) with gradient, labels (B, N) int64.
         """
         size = tuple(labels.shape[1:])
-        index = training_voxels(
-            coarse.detach(),
-            size,
-            count=count,
-            oversample_ratio=oversample_ratio,
-            importance_ratio=importance_ratio,
-            generators=generators,
-            labels=labels,
-            ignore=ignore,
-            quotas=quotas,
-        )
+        index = training_voxels(coarse.detach(), size, self.sampling, labels=labels, generators=generators)
         points = voxel_centres(index, size)
         logits = self.predict_points(points, read_at(coarse, points, size), features, image, grid=size)
         return points, logits, labels.flatten(1).gather(1, index).long()
@@ -166,12 +155,7 @@ class PointRend(nn.Module):
         image: Tensor | None,
         labels: Tensor,
         *,
-        count: int,
-        oversample_ratio: float = 3.0,
-        importance_ratio: float = 0.75,
-        generators: Sequence[torch.Generator],
-        ignore: int | None = None,
-        quotas: Sequence[float] | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Cross-entropy at training points: the mean over each sample's counted points, then over samples.
 
@@ -181,21 +165,10 @@ class PointRend(nn.Module):
         Returns:
             A scalar; 0, with a gradient, where no point counts.
         """
-        _, logits, truth = self.training_logits(
-            coarse,
-            features,
-            image,
-            labels,
-            count=count,
-            oversample_ratio=oversample_ratio,
-            importance_ratio=importance_ratio,
-            generators=generators,
-            ignore=ignore,
-            quotas=quotas,
-        )
+        _, logits, truth = self.training_logits(coarse, features, image, labels, generators=generators)
         # ignored voxels are drawn only where a sample holds nothing else: the mean over all points is the one over
         # those that count, or 0
-        no_label = -100 if ignore is None else ignore
+        no_label = -100 if self.sampling.ignore is None else self.sampling.ignore
         total = F.cross_entropy(logits.float(), truth, ignore_index=no_label, reduction="sum")
         return total / max(truth.numel(), 1)
 
@@ -207,8 +180,8 @@ class PointRend(nn.Module):
         image: Tensor | None,
         size: Sequence[int],
         *,
-        count: int | None = None,
-        margin: float | None = None,
+        num_points: int | None = None,
+        max_margin: float | None = None,
         extent: Sequence[float] | None = None,
         steps: int = 1,
         chunk: int = 65536,
@@ -223,8 +196,8 @@ class PointRend(nn.Module):
             features: as in `predict_points`.
             image: as in `predict_points`.
             size: voxels per axis of the target grid.
-            count: ask the head about at most this many voxels per sample and step, the most uncertain.
-            margin: ask only where best minus second-best logit is at most this. At least one of the two.
+            num_points: ask the head about at most this many voxels per sample and step, the most uncertain.
+            max_margin: ask only where best minus second-best logit is at most this. At least one of the two.
             extent: share of the unit cube that the target grid spans, per axis, from the origin.
             steps: grids to refine in turn, each twice as fine as the one before (the paper's subdivision); one goes
                 straight to the target. The head reads the coarse logits in every step; what it changed moves the
@@ -239,7 +212,7 @@ class PointRend(nn.Module):
         size = check_size(size, coarse.ndim - 2)
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        grids = step_sizes(coarse.shape[2:], size, steps, count)
+        grids = step_sizes(coarse.shape[2:], size, steps, num_points)
         unrefined = torch.as_tensor(render_labels(coarse, size, extent=extent))
         labels = unrefined.clone()
         chosen: list[Chosen] = []
@@ -250,10 +223,10 @@ class PointRend(nn.Module):
             ask = partial(self._logits_at, coarse[sample, None], shares, own, picture)
             field, flat = Field(coarse[sample], shares), labels[sample].view(-1)
             for grid in grids[:-1]:
-                index = field.choose(grid, count=count, margin=margin).index
+                index = field.choose(grid, num_points=num_points, max_margin=max_margin).index
                 delta = [ask(some, grid) - field.at(some, grid) for some in index.split(chunk)]
                 field = field.with_change(Change(grid, index, torch.cat(delta, dim=1)))
-            last = field.choose(size, count=count, margin=margin)
+            last = field.choose(size, num_points=num_points, max_margin=max_margin)
             flat[last.changed] = last.best.to(flat.dtype)
             _write_labels(flat, last.index, partial(ask, size=size), chunk)
             chosen.append(last)

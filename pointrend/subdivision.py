@@ -116,29 +116,31 @@ class Field:
             logits = logits + change.at(index, size)
         return logits
 
-    def choose(self, size: Sequence[int], *, count: int | None, margin: float | None) -> Chosen:
+    def choose(self, size: Sequence[int], *, num_points: int | None, max_margin: float | None) -> Chosen:
         """As `uncertain_voxels`, of the field."""
         if not self.changes:
-            index, doubt = uncertain_voxels(self.coarse, size, count=count, margin=margin, extent=self.extent)
+            index, doubt = uncertain_voxels(
+                self.coarse, size, num_points=num_points, max_margin=max_margin, extent=self.extent
+            )
             return Chosen(index, doubt, index[:0], index[:0].int())
         reached = self._reached(size)
         changed = reached.nonzero()[:, 0]
         best, own = self._judge(changed, size)
-        if count is not None and 0 < count <= len(own):
+        if num_points is not None and 0 < num_points <= len(own):
             # the n-th most uncertain of the changed voxels bounds what the others need to have
-            enough = -float(own.kthvalue(len(own) - count + 1).values)
-            margin = enough if margin is None else min(margin, enough)
-        # else at least `count` of these are unchanged
-        wanted = None if count is None else count + len(changed)
-        index, doubt = uncertain_voxels(self.coarse, size, count=wanted, margin=margin, extent=self.extent)
+            enough = -float(own.kthvalue(len(own) - num_points + 1).values)
+            max_margin = enough if max_margin is None else min(max_margin, enough)
+        # else at least `num_points` of these are unchanged
+        wanted = None if num_points is None else num_points + len(changed)
+        index, doubt = uncertain_voxels(self.coarse, size, num_points=wanted, max_margin=max_margin, extent=self.extent)
         plain = ~reached[index]
-        near = own >= (-math.inf if margin is None else -margin)
+        near = own >= (-math.inf if max_margin is None else -max_margin)
         index, doubt = torch.cat([index[plain], changed[near]]), torch.cat([doubt[plain], own[near]])
         index, order = index.sort()
         doubt = doubt[order]
-        if count is not None and len(index) > count:
+        if num_points is not None and len(index) > num_points:
             # stable: ties go to the lower index, as everywhere
-            first = doubt.sort(descending=True, stable=True).indices[:count].sort().values
+            first = doubt.sort(descending=True, stable=True).indices[:num_points].sort().values
             index, doubt = index[first], doubt[first]
         return Chosen(index, doubt, changed, best)
 
@@ -159,11 +161,11 @@ class Field:
         return torch.cat(best), torch.cat(doubt)
 
 
-def step_sizes(coarse: Sequence[int], size: Sequence[int], steps: int, count: int | None) -> list[tuple[int, ...]]:
+def step_sizes(coarse: Sequence[int], size: Sequence[int], steps: int, num_points: int | None) -> list[tuple[int, ...]]:
     """Grids of the steps: the target's, before it half of that, and so on, but none below the coarse one's.
 
-    Grids of which `count` would be every voxel are left out: the next step asks about them again. So are repeated ones.
-    The target grid itself always comes last.
+    Grids of which `num_points` would be every voxel are left out: the next step asks about them again. So are
+    repeated ones. The target grid itself always comes last.
 
     Raises:
         ValueError: `steps` is below 1.
@@ -173,6 +175,6 @@ def step_sizes(coarse: Sequence[int], size: Sequence[int], steps: int, count: in
     sizes: list[tuple[int, ...]] = []
     for halvings in range(steps - 1, 0, -1):
         grid = tuple(max(-(-n // 2**halvings), min(c, n)) for n, c in zip(size, coarse, strict=True))
-        if (count is None or count < math.prod(grid)) and grid not in (*sizes, tuple(size), tuple(coarse)):
+        if (num_points is None or num_points < math.prod(grid)) and grid not in (*sizes, tuple(size), tuple(coarse)):
             sizes.append(grid)
     return [*sizes, tuple(size)]

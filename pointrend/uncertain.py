@@ -29,8 +29,8 @@ def uncertain_voxels(
     logits: Tensor,
     size: Sequence[int],
     *,
-    count: int | None = None,
-    margin: float | None = None,
+    num_points: int | None = None,
+    max_margin: float | None = None,
     extent: Sequence[float] | None = None,
     compiled: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -41,8 +41,8 @@ def uncertain_voxels(
     Args:
         logits: (K, *coarse) of one volume, two or three spatial axes, K >= 2, finite.
         size: voxels per axis of the target grid.
-        count: how many at most, the most uncertain; ties go to the lower index.
-        margin: only voxels whose best minus second-best logit is at most this. At least one of the two.
+        num_points: how many at most, the most uncertain; ties go to the lower index.
+        max_margin: only voxels whose best minus second-best logit is at most this. At least one of the two.
         extent: share of the unit cube that the target grid spans, per axis, from the origin; None is all of it.
         compiled: True the numba loops (CPU), False torch operations on the device of `logits`; None decides.
 
@@ -53,7 +53,7 @@ def uncertain_voxels(
         ValueError: shapes or numbers out of range, or logits that are not finite.
         TypeError: logits that are not floating point.
     """
-    _check(logits, count, margin)
+    _check(logits, num_points, max_margin)
     size = check_size(size, logits.ndim - 1)
     shares = check_extent(extent, logits.ndim - 1)
     if math.prod(size) >= 2**32:
@@ -66,14 +66,14 @@ def uncertain_voxels(
         raise ValueError("logits must be finite, got NaN or infinite values")
     tables = [interpolation_table(s, t, extent=e) for s, t, e in zip(fine.shape[1:], size, shares, strict=True)]
     slack = ROUNDING * (max(-low, high) + 1)
-    count = None if count is None else min(int(count), math.prod(size))
+    num_points = None if num_points is None else min(int(num_points), math.prod(size))
     if compiled is None:
         compiled = logits.device.type == "cpu"
     if compiled:
         from pointrend._kernels.margin_search import search_compiled
 
-        return search_compiled(fine, size, tables, count, margin, slack)
-    keys = _search(fine, size, tables, count, margin, slack)
+        return search_compiled(fine, size, tables, num_points, max_margin, slack)
+    keys = _search(fine, size, tables, num_points, max_margin, slack)
     index, order = (keys & 0xFFFFFFFF).sort()
     return index, -(keys[order] >> 32).to(torch.int32).view(torch.float32)
 
@@ -82,8 +82,8 @@ def _search(
     logits: Tensor,
     size: Sequence[int],
     tables: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    count: int | None,
-    margin: float | None,
+    num_points: int | None,
+    max_margin: float | None,
     slack: float,
 ) -> Tensor:
     """Keys of the voxels sought, in torch operations: cells in the order of their bounds, some at a time."""
@@ -93,19 +93,19 @@ def _search(
     longest = [int(s.diff().max()) for s in starts]
     bounds = _cell_bounds(logits, starts, slack).flatten()
     bounds, cells = bounds.sort(stable=True)
-    cut = math.inf if margin is None else float(margin)
+    cut = math.inf if max_margin is None else float(max_margin)
     step = max(VALUES_AT_ONCE // (math.prod(longest) * len(logits)), 1)
     keys = torch.zeros(0, dtype=torch.int64, device=device)
     for first in range(0, len(cells), step):
         least = float(bounds[first])
-        if least > cut or least == math.inf or count == 0:
+        if least > cut or least == math.inf or num_points == 0:
             break
         margins, index = _cell_margins(logits, cells[first : first + step], starts, weights, longest, size)
         near = margins <= cut
         bits = margins[near].view(torch.int32).long()
         keys = torch.cat([keys, bits << 32 | index[near]])
-        if count is not None and len(keys) >= count:
-            keys = keys.topk(count, largest=False, sorted=False).values
+        if num_points is not None and len(keys) >= num_points:
+            keys = keys.topk(num_points, largest=False, sorted=False).values
             cut = min(cut, float((keys.max() >> 32).to(torch.int32).view(torch.float32)))
     return keys
 
@@ -175,14 +175,14 @@ def _cell_margins(
     return (best - second)[inside], index[inside]
 
 
-def _check(logits: Tensor, count: int | None, margin: float | None) -> None:
+def _check(logits: Tensor, num_points: int | None, max_margin: float | None) -> None:
     if logits.ndim not in (3, 4) or logits.shape[0] < 2 or 0 in logits.shape:
         raise ValueError(f"logits must be (K, H, W) or (K, D, H, W) with K >= 2, got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
-    if count is None and margin is None:
-        raise ValueError("count or margin must be given, got neither")
-    if count is not None and (not isinstance(count, Integral) or count < 0):
-        raise ValueError(f"count must be a whole number of at least 0, got {count}")
-    if margin is not None and not margin >= 0:
-        raise ValueError(f"margin must be at least 0, got {margin}")
+    if num_points is None and max_margin is None:
+        raise ValueError("num_points or max_margin must be given, got neither")
+    if num_points is not None and (not isinstance(num_points, Integral) or num_points < 0):
+        raise ValueError(f"num_points must be a whole number of at least 0, got {num_points}")
+    if max_margin is not None and not max_margin >= 0:
+        raise ValueError(f"max_margin must be at least 0, got {max_margin}")

@@ -38,20 +38,20 @@ def search_compiled(
     logits: Tensor,
     size: Sequence[int],
     tables: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    count: int | None,
-    margin: float | None,
+    num_points: int | None,
+    max_margin: float | None,
     slack: float,
 ) -> tuple[Tensor, Tensor]:
     """As `pointrend.uncertain.uncertain_voxels`, for finite float32 (K, D, H, W) on the CPU, arguments checked."""
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         grid = _prepare(logits, size, tables, slack, pool, threads)
-        cut = math.inf if margin is None else float(np.float32(margin))
+        cut = math.inf if max_margin is None else float(np.float32(max_margin))
         undecided = np.flatnonzero(grid.bounds == 0)
-        keys, cut = _collect(grid, undecided, np.zeros(0, np.uint64), count, cut, pool, threads)
+        keys, cut = _collect(grid, undecided, np.zeros(0, np.uint64), num_points, cut, pool, threads)
         near = np.flatnonzero((grid.bounds > 0) & (grid.bounds <= cut) & (grid.bounds < math.inf))
         near = near[np.argsort(grid.bounds[near], kind="stable")]
-        keys, _ = _collect(grid, near, keys, count, cut, pool, threads)
+        keys, _ = _collect(grid, near, keys, num_points, cut, pool, threads)
     return _unpack(keys)
 
 
@@ -98,13 +98,13 @@ def _collect(
     grid: _Grid,
     cells: NDArray[np.int64],
     keys: NDArray[np.uint64],
-    count: int | None,
+    num_points: int | None,
     cut: float,
     pool: ThreadPoolExecutor,
     threads: int,
 ) -> tuple[NDArray[np.uint64], float]:
-    """Add the voxels of some cells to the keys found so far; keep the `count` lowest and lower the cut to them."""
-    if not len(cells) or count == 0:
+    """Add the voxels of some cells to the keys found so far; keep the `num_points` lowest and lower the cut to them."""
+    if not len(cells) or num_points == 0:
         return keys, cut
     per_cell = int(np.prod((np.diff(grid.starts, axis=1)).clip(0).max(axis=1)))
     parts = max(min(threads, len(cells) * per_cell // VOXELS_PER_THREAD), 1)
@@ -112,13 +112,13 @@ def _collect(
     cuts = np.full(parts, cut)
 
     def work(part: int) -> NDArray[np.uint64]:
-        return _collect_part(grid, cells, part, parts, count, cuts, per_cell)
+        return _collect_part(grid, cells, part, parts, num_points, cuts, per_cell)
 
     found = np.concatenate([keys, *pool.map(work, range(parts))])
-    if count is None or len(found) < count:
+    if num_points is None or len(found) < num_points:
         return found, cut
-    found.partition(count - 1)
-    return found[:count], min(cut, _margin_of(found[count - 1]))
+    found.partition(num_points - 1)
+    return found[:num_points], min(cut, _margin_of(found[num_points - 1]))
 
 
 def _collect_part(
@@ -126,12 +126,12 @@ def _collect_part(
     cells: NDArray[np.int64],
     part: int,
     parts: int,
-    count: int | None,
+    num_points: int | None,
     cuts: NDArray[np.float64],
     per_cell: int,
 ) -> NDArray[np.uint64]:
-    """Keys of cells[part::parts], the `count` lowest at most."""
-    spare = SMALLEST_BUFFER if count is None else count + max(count // 2, SMALLEST_BUFFER)
+    """Keys of cells[part::parts], the `num_points` lowest at most."""
+    spare = SMALLEST_BUFFER if num_points is None else num_points + max(num_points // 2, SMALLEST_BUFFER)
     room = per_cell + 1 + min(spare, len(cells) * per_cell)
     keys = np.empty(room, np.uint64)
     found, position = 0, part
@@ -154,10 +154,10 @@ def _collect_part(
         )
         if position >= len(cells):
             break
-        if count is not None and found > count:
-            keys[:found].partition(count - 1)
-            found = count
-            cuts[part] = min(cuts[part], _margin_of(keys[count - 1]))
+        if num_points is not None and found > num_points:
+            keys[:found].partition(num_points - 1)
+            found = num_points
+            cuts[part] = min(cuts[part], _margin_of(keys[num_points - 1]))
         if len(keys) - found <= per_cell:
             keys = np.concatenate([keys[:found], np.empty(max(found, per_cell + 1), np.uint64)])
     return keys[:found]

@@ -102,7 +102,7 @@ def head_rows(predictor: Predictor, points: int, rounds: int) -> list[Row]:
     image = torch.nn.functional.pad(image, [p for pad in reversed(stride) for p in (0, pad)])
     coarse, features = predictor.model.predict(image)
     size = tuple(FINER * n for n in image.shape[2:])
-    index, _ = uncertain_voxels(coarse[0], size, count=points)
+    index, _ = uncertain_voxels(coarse[0], size, num_points=points)
     where = voxel_centres(index[None], size)
     head = predictor.model.head
     assert head is not None

@@ -32,7 +32,7 @@ CALLS = {
     "PointRend.refine": "import torch; from pointrend import PointRend; "
     "model = PointRend(classes=3, features={'fine': 4}); "
     "coarse, fine = torch.randn(1, 3, 8, 8, 8), {'fine': torch.randn(1, 4, 8, 8, 8)}; "
-    + CLOCK.format("model.refine(coarse, fine, None, (16, 16, 16), count=9)"),
+    + CLOCK.format("model.refine(coarse, fine, None, (16, 16, 16), num_points=9)"),
     "getpoint": "import numpy; from pointrend import getpoint; mask = numpy.eye(443); "
     + CLOCK.format("getpoint(mask, 1, 0.95, rng=0)"),
 }

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
+from pointrend.reading import best_class, sample_at, uncertainty
 from pointrend.refine import PointRend
-from pointrend.sampling import best_class, sample_at, uncertainty
 from scripts.benchmarks.rows import Row, chosen_names, take_turns
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # points (1, N, 3), coarse logits there (1, K, N) -> (1, K, N)
@@ -103,10 +103,10 @@ def measure(name: str, case: Case, rounds: int = 3) -> Row:
     sides: dict[str, Callable[[], Any]] = {
         "straight": lambda: refine_densely(logits, sizes, count, head, tuned=False),
         "tuned": lambda: refine_densely(logits, sizes, count, head, tuned=True),
-        "bounds": lambda: model.refine(logits, features, None, (target,) * 3, count=count, steps=steps).labels,
+        "bounds": lambda: model.refine(logits, features, None, (target,) * 3, num_points=count, steps=steps).labels,
         "straight_rest": lambda: refine_densely(logits, sizes, count, same, tuned=False),
         "tuned_rest": lambda: refine_densely(logits, sizes, count, same, tuned=True),
-        "bounds_rest": lambda: echo.refine(logits, features, None, (target,) * 3, count=count, steps=steps),
+        "bounds_rest": lambda: echo.refine(logits, features, None, (target,) * 3, num_points=count, steps=steps),
     }
     labels = {name: sides[name]() for name in ("straight", "tuned", "bounds")}
     seconds = fastest(sides, rounds)

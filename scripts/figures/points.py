@@ -64,11 +64,11 @@ def surface() -> Any:
     import torch
 
     from pointrend import render_labels
-    from pointrend.sampling import uncertain_voxels
+    from pointrend.uncertain import uncertain_voxels
 
     fine = (96, 96, 96)
     logits = organ_logits(24)
-    index, uncertainty = uncertain_voxels(logits, fine, count=30_000)
+    index, uncertainty = uncertain_voxels(logits, fine, num_points=30_000)
     z, y, x = torch.unravel_index(index, fine)
     labels = render_labels(logits[None], fine)[0]
     figure = new_figure(9, 4)

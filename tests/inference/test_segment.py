@@ -48,7 +48,7 @@ class Known(PointRend):
     def predict_points(
         self, points: Tensor, coarse: Tensor, features: Mapping[str, Tensor], image: Tensor | None = None, **_: object
     ) -> Tensor:
-        from pointrend.sampling import sample_at
+        from pointrend.reading import sample_at
 
         fine = sample_at(features["encoder1"], points)
         return torch.cat([torch.zeros_like(fine), fine], dim=1)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointrend.sampling import sample_at
+from pointrend.reading import sample_at
 from vnet.core.config import Axes
 from vnet.inference.tiling import Blend, Box, gaussian_window, lay_tiles
 

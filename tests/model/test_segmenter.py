@@ -47,10 +47,10 @@ def test_the_losses_at_points_are_those_of_the_points_that_the_head_drew() -> No
     output = model.predict(image)
     assert model.head is not None
     arguments = (output.logits, output.features, image, labels)
-    _, logits, truth = model.head.training_logits(*arguments, generators=generators[1], **model.drawing())
+    _, logits, truth = model.head.training_logits(*arguments, generators=generators[1])
     torch.testing.assert_close(terms["point_dice"], soft_dice_loss(logits.log_softmax(1), truth))
     # the points are as many in each sample, so that the library's mean over points is the mean over samples
-    torch.testing.assert_close(terms["point"], model.head.loss(*arguments, generators=generators[2], **model.drawing()))
+    torch.testing.assert_close(terms["point"], model.head.loss(*arguments, generators=generators[2]))
     model.zero_grad()
     terms["point_dice"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.head.parameters())
@@ -64,6 +64,6 @@ def test_without_a_weight_there_is_no_dice_at_points() -> None:
 
 def test_quotas_are_one_a_label() -> None:
     config = load_config([*WORDS, "--points.quotas", "[0,0.5]"])
-    assert build_model(config, in_channels=1, classes=2).drawing()["quotas"] == (0.0, 0.5)
+    assert build_model(config, in_channels=1, classes=2).head.sampling.quotas == (0.0, 0.5)
     with pytest.raises(InputError, match=r"points.quotas must hold one share a label, 3 here, got \[0.0, 0.5\]"):
         build_model(config, in_channels=1, classes=3)

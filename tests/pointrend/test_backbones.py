@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pointrend import PointRend, taps
+from pointrend.sampling import PointSampling
 
 
 class Two(nn.Module):
@@ -83,7 +84,12 @@ NETWORKS = [
 def test_the_head_goes_on_networks_of_monai(build, tapped, size):
     torch.manual_seed(0)
     model = taps(build(), {name: path for name, (path, _) in tapped.items()})
-    head = PointRend(classes=3, features={name: width for name, (_, width) in tapped.items()}, image_channels=1)
+    head = PointRend(
+        classes=3,
+        features={name: width for name, (_, width) in tapped.items()},
+        image_channels=1,
+        sampling=PointSampling(num_points=200),
+    )
     image = torch.randn(2, 1, *size)
     labels = torch.randint(0, 3, (2, *size))
     logits, features = model(image)
@@ -91,11 +97,11 @@ def test_the_head_goes_on_networks_of_monai(build, tapped, size):
     for maps in features.values():
         maps.retain_grad()
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    head.loss(logits, features, image, labels, count=200, generators=generators).backward()
+    head.loss(logits, features, image, labels, generators=generators).backward()
     for maps in features.values():
         assert (maps.grad != 0).any()
     assert all(parameter.grad is not None for parameter in head.parameters())
-    refined = head.refine(logits, features, image, [2 * n for n in size], count=100)
+    refined = head.refine(logits, features, image, [2 * n for n in size], num_points=100)
     assert refined.labels.shape == (2, *(2 * n for n in size))
 
 
@@ -107,20 +113,21 @@ def test_a_unet_is_trained_with_the_head_and_refinement_helps():
     labels = ((z - 0.1) ** 2 + y**2 + (x + 0.1) ** 2 < 0.4).long()[None]
     image = labels[:, None].float() + 0.1 * torch.randn(1, 1, 24, 24, 24)
     model = taps(UNet(3, 1, 2, (4, 8), (2,)), {"fine": "model.0"})
-    head = PointRend(classes=2, features={"fine": 4}, image_channels=1, width=16)
+    sampling = PointSampling(num_points=256)
+    head = PointRend(classes=2, features={"fine": 4}, image_channels=1, width=16, sampling=sampling)
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=0.01)
     losses = []
     for step in range(40):
         coarse, features = model(F.avg_pool3d(image, 2))
         dense = F.cross_entropy(F.interpolate(coarse, scale_factor=2, mode="trilinear"), labels)
         generators = [torch.Generator().manual_seed(step)]
-        points = head.loss(coarse, features, image, labels, count=256, generators=generators)
+        points = head.loss(coarse, features, image, labels, generators=generators)
         optimizer.zero_grad()
         (dense + points).backward()
         optimizer.step()
         losses.append(points.item())
     coarse, features = model(F.avg_pool3d(image, 2))
-    refined = head.refine(coarse, features, image, (24, 24, 24), count=2000)
+    refined = head.refine(coarse, features, image, (24, 24, 24), num_points=2000)
     wrong_before = (refined.unrefined != labels).sum()
     wrong_after = (refined.labels != labels).sum()
     assert losses[-1] < losses[0] / 4

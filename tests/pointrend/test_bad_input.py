@@ -13,7 +13,7 @@ FINE = {"fine": torch.randn(1, 2, 8, 10, 12, generator=torch.Generator().manual_
 
 def refine(**change):
     model = PointRend(classes=3, features={"fine": 2})
-    arguments = {"coarse": COARSE, "features": FINE, "image": None, "size": (8, 10, 12), "count": 9} | change
+    arguments = {"coarse": COARSE, "features": FINE, "image": None, "size": (8, 10, 12), "num_points": 9} | change
     return model.refine(**arguments)
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from pointrend import PointRend
 from pointrend.coordinates import flat_index, voxel_centres
 from pointrend.neighbours import read_window
-from pointrend.sampling import sample_at, uncertainty
+from pointrend.reading import sample_at, uncertainty
+from pointrend.sampling import PointSampling
 from pointrend.subdivision import Change, Field, step_sizes
 
 MODES = {2: "bilinear", 3: "trilinear"}
@@ -106,11 +107,11 @@ def test_a_known_grid_changes_nothing():
 
 
 def test_training_and_refinement_give_a_voxel_the_same_logits():
-    model = a_model()
+    model = a_model(sampling=PointSampling(num_points=300))
     coarse, features, image = a_batch()
     labels = torch.zeros(2, 6, 8, 10, dtype=torch.int64)
-    points, logits, _ = model.training_logits(coarse, features, image, labels, count=300, generators=generators(0, 1))
-    refined = model.refine(coarse, features, image, (6, 8, 10), count=6 * 8 * 10)
+    points, logits, _ = model.training_logits(coarse, features, image, labels, generators=generators(0, 1))
+    refined = model.refine(coarse, features, image, (6, 8, 10), num_points=6 * 8 * 10)
     index = flat_index(points, (6, 8, 10))
     assert torch.equal(refined.labels.flatten(1).gather(1, index).long(), logits.argmax(1))
 
@@ -134,52 +135,44 @@ def test_missing_features_and_images_are_named():
 
 
 def test_the_loss_is_the_cross_entropy_at_the_points_labels():
-    model = a_model()
+    model = a_model(sampling=PointSampling(num_points=40, ignore=7))
     coarse, features, image = a_batch()
     labels = torch.randint(0, 3, (2, 6, 8, 10))
     labels[0, :3] = 7
-    options = {"count": 40, "ignore": 7}
-    points, logits, truth = model.training_logits(
-        coarse, features, image, labels, generators=generators(4, 5), **options
-    )
+    points, logits, truth = model.training_logits(coarse, features, image, labels, generators=generators(4, 5))
     assert torch.equal(truth, labels.flatten(1).gather(1, flat_index(points, (6, 8, 10))))
     expected = -logits.log_softmax(1).gather(1, truth[:, None]).mean()
-    loss = model.loss(coarse, features, image, labels, generators=generators(4, 5), **options)
+    loss = model.loss(coarse, features, image, labels, generators=generators(4, 5))
     torch.testing.assert_close(loss, expected)
 
 
 def test_the_loss_of_an_echo_head_is_that_of_up_sampled_logits_for_dense_points():
     coarse = torch.randn(1, 3, 3, 4)
     labels = torch.randint(0, 3, (1, 6, 8))
-    model = Echo(classes=3, features={})
-    losses = [
-        model.loss(coarse, {}, None, labels, count=20000, importance_ratio=0, generators=generators(seed))
-        for seed in (0, 1)
-    ]
+    model = Echo(classes=3, features={}, sampling=PointSampling(num_points=20000, importance_ratio=0))
+    losses = [model.loss(coarse, {}, None, labels, generators=generators(seed)) for seed in (0, 1)]
     torch.testing.assert_close(losses[0], F.cross_entropy(upsample(coarse, (6, 8)), labels), atol=0.02, rtol=0)
     assert losses[0] != losses[1]
 
 
 def test_gradients_reach_the_head_the_features_and_the_coarse_logits():
-    model = a_model()
+    model = a_model(sampling=PointSampling(num_points=100))
     coarse, features, image = a_batch()
     leaves = [coarse, *features.values()]
     for leaf in leaves:
         leaf.requires_grad_()
     labels = torch.randint(0, 3, (2, 6, 8, 10))
-    model.loss(coarse, features, image, labels, count=100, generators=generators(0, 1)).backward()
+    model.loss(coarse, features, image, labels, generators=generators(0, 1)).backward()
     for parameter in (*leaves, *model.parameters()):
         assert (parameter.grad != 0).any()
     assert sum(p.numel() for p in model.parameters()) == 14 * 8 + 8 + 2 * (11 * 8 + 8) + 11 * 3 + 3
 
 
 def test_a_batch_of_ignored_voxels_costs_nothing_but_has_a_gradient():
-    model = a_model()
+    model = a_model(sampling=PointSampling(num_points=30, ignore=255))
     coarse, features, image = a_batch()
     labels = torch.full((2, 6, 8, 10), 255)
-    loss = model.loss(
-        coarse.requires_grad_(), features, image, labels, count=30, generators=generators(0, 1), ignore=255
-    )
+    loss = model.loss(coarse.requires_grad_(), features, image, labels, generators=generators(0, 1))
     loss.backward()
     assert loss.item() == 0
     assert (coarse.grad == 0).all()
@@ -188,18 +181,17 @@ def test_a_batch_of_ignored_voxels_costs_nothing_but_has_a_gradient():
 def test_no_points_cost_nothing():
     coarse, features, image = a_batch()
     labels = torch.zeros(2, 6, 8, 10, dtype=torch.int64)
-    assert a_model().loss(coarse, features, image, labels, count=0, generators=generators(0, 1)).item() == 0
+    assert a_model(sampling=PointSampling(num_points=0)).loss(coarse, features, image, labels).item() == 0
 
 
 def test_samples_weigh_the_same_however_many_points_count():
-    model = a_model()
+    model = a_model(sampling=PointSampling(num_points=30, ignore=255))
     coarse, features, image = a_batch()
     labels = torch.randint(0, 3, (2, 6, 8, 10))
     labels[1] = 255
-    options = {"count": 30, "ignore": 255}
-    both = model.loss(coarse, features, image, labels, generators=generators(0, 1), **options)
+    both = model.loss(coarse, features, image, labels, generators=generators(0, 1))
     first = {name: maps[:1] for name, maps in features.items()}
-    alone = model.loss(coarse[:1], first, image[:1], labels[:1], generators=generators(0), **options)
+    alone = model.loss(coarse[:1], first, image[:1], labels[:1], generators=generators(0))
     torch.testing.assert_close(both, alone / 2)
 
 
@@ -233,7 +225,7 @@ def test_refining_with_an_echo_head_is_plain_up_sampling(ndim, batch, classes, s
     size = torch.randint(1, 14, (ndim,), generator=generator).tolist()
     logits = torch.randn(batch, classes, *coarse, generator=generator)
     refined = Echo(classes=classes, features={}).refine(
-        logits, {}, None, size, count=round(share * math.prod(size)), steps=steps, chunk=chunk
+        logits, {}, None, size, num_points=round(share * math.prod(size)), steps=steps, chunk=chunk
     )
     dense = upsample(logits, size)
     sure = uncertainty(dense) < -1e-5  # elsewhere rounding decides
@@ -257,7 +249,7 @@ def test_refined_are_the_voxels_that_were_chosen_and_no_others(ndim, batch, seed
     extent = [0.75, 0.6, 1.0][:ndim] if cut else None
     logits = torch.randn(batch, 3, *coarse, generator=generator) * 3
     count = round(share * math.prod(size))
-    refined = Position(classes=3, features={}).refine(logits, {}, None, size, count=count, extent=extent)
+    refined = Position(classes=3, features={}).refine(logits, {}, None, size, num_points=count, extent=extent)
     shares = torch.tensor(extent or [1.0] * ndim)
     for sample, index in enumerate(refined.index):
         assert len(index) == min(count, math.prod(size))
@@ -278,7 +270,7 @@ def test_refined_are_the_voxels_that_were_chosen_and_no_others(ndim, batch, seed
 def test_refined_voxels_lie_in_all_slices():
     # a modulo too many, as in several 3D ports, puts them all in the first
     logits = torch.randn(1, 3, 6, 3, 4, generator=torch.Generator().manual_seed(0))
-    refined = Position(classes=3, features={}).refine(logits, {}, None, (12, 6, 8), count=300)
+    refined = Position(classes=3, features={}).refine(logits, {}, None, (12, 6, 8), num_points=300)
     assert (refined.index[0] // 48).unique().tolist() == list(range(12))
 
 
@@ -286,8 +278,8 @@ def test_refinement_may_go_to_the_grid_of_a_padded_image():
     # the volume fills 5 of 6, 7 of 8 and 10 of 10 voxels of the canvas: same labels as a cut of the whole canvas
     model = a_model()
     coarse, features, image = a_batch()
-    whole = model.refine(coarse, features, image, (6, 8, 10), count=480)
-    part = model.refine(coarse, features, image, (5, 7, 10), count=350, extent=(5 / 6, 7 / 8, 1.0))
+    whole = model.refine(coarse, features, image, (6, 8, 10), num_points=480)
+    part = model.refine(coarse, features, image, (5, 7, 10), num_points=350, extent=(5 / 6, 7 / 8, 1.0))
     assert torch.equal(part.labels, whole.labels[:, :5, :7, :10])
 
 
@@ -295,7 +287,7 @@ def test_an_extent_moves_the_points_even_where_sizes_agree():
     # features and target have (6, 8, 10) voxels, but the target spans half of each axis
     model = a_model()
     coarse, features, image = a_batch()
-    refined = model.refine(coarse, features, image, (6, 8, 10), count=480, extent=(0.5, 0.5, 0.5))
+    refined = model.refine(coarse, features, image, (6, 8, 10), num_points=480, extent=(0.5, 0.5, 0.5))
     points = (voxel_centres(torch.arange(480), (6, 8, 10)) / 2).expand(2, -1, -1)
     expected = model.predict_points(points, sample_at(coarse, points), features, image).argmax(1)
     assert torch.equal(refined.labels.flatten(1).long(), expected)
@@ -305,19 +297,19 @@ def test_check_reports_the_share_that_asking_everywhere_would_change():
     model = Position(classes=3, features={})
     logits = torch.zeros(1, 3, 2, 2)
     logits[:, 2] = 50
-    everywhere = model.refine(logits, {}, None, (6, 6), count=36, check=True)
-    nowhere = model.refine(logits, {}, None, (6, 6), count=0, check=True)
+    everywhere = model.refine(logits, {}, None, (6, 6), num_points=36, check=True)
+    nowhere = model.refine(logits, {}, None, (6, 6), num_points=0, check=True)
     assert everywhere.differs == 0
     assert nowhere.differs == 1  # class 2 there, never the head's answer
-    half = model.refine(logits, {}, None, (6, 6), count=9, check=True, chunk=5)
+    half = model.refine(logits, {}, None, (6, 6), num_points=9, check=True, chunk=5)
     assert half.differs == pytest.approx(27 / 36)
-    assert model.refine(logits, {}, None, (6, 6), count=9).differs is None
+    assert model.refine(logits, {}, None, (6, 6), num_points=9).differs is None
 
 
 def test_a_margin_that_none_falls_below_refines_nothing():
     coarse, features, image = a_batch()
     coarse[:, 0] += 100
-    refined = a_model().refine(coarse, features, image, (6, 8, 10), margin=1.0)
+    refined = a_model().refine(coarse, features, image, (6, 8, 10), max_margin=1.0)
     assert torch.equal(refined.labels, refined.unrefined)
     assert [len(index) for index in refined.index] == [0, 0]
     assert refined.labels.dtype == torch.uint8
@@ -326,7 +318,7 @@ def test_a_margin_that_none_falls_below_refines_nothing():
 def test_refinement_leaves_no_graph_and_the_inputs_as_they_were():
     coarse, features, image = a_batch()
     before = coarse.clone()
-    refined = a_model().refine(coarse.requires_grad_(), features, image, (6, 8, 10), count=50)
+    refined = a_model().refine(coarse.requires_grad_(), features, image, (6, 8, 10), num_points=50)
     assert not refined.uncertainty[0].requires_grad
     assert torch.equal(coarse, before)
     assert (refined.labels != refined.unrefined).any()
@@ -379,7 +371,7 @@ def test_a_field_with_changes_is_searched_as_brute_force_would(count, margin, st
     doubt = uncertainty(dense)[0].flatten()
     order = doubt.sort(descending=True).indices[: len(doubt) if count is None else count]
     expected = order[doubt[order] >= (-math.inf if margin is None else -margin)].sort().values
-    chosen = field.choose((12, 16), count=count, margin=margin)
+    chosen = field.choose((12, 16), num_points=count, max_margin=margin)
     assert torch.equal(chosen.index, expected)
     torch.testing.assert_close(chosen.uncertainty, doubt[expected], atol=1e-5, rtol=0)
     assert torch.equal(chosen.best.long(), dense[0].flatten(1).argmax(0)[chosen.changed])
@@ -399,10 +391,10 @@ def test_two_steps_are_those_of_a_dense_loop():
     fine = (upsample(coarse, (12, 16, 20)) + upsample(change.view_as(field), (12, 16, 20))).flatten(2)
     second = uncertainty(fine)[0].topk(70).indices
     fine[..., second] = head[1][..., second]
-    refined = model.refine(coarse, features, image, (12, 16, 20), count=70, steps=2)
+    refined = model.refine(coarse, features, image, (12, 16, 20), num_points=70, steps=2)
     assert torch.equal(refined.index[0], second.sort().values)
     assert (refined.labels.flatten() == fine[0].argmax(0)).float().mean() > 0.999  # ties by rounding
-    one_step = model.refine(coarse, features, image, (12, 16, 20), count=70)
+    one_step = model.refine(coarse, features, image, (12, 16, 20), num_points=70)
     assert (refined.labels != one_step.labels).sum() > 100
 
 
@@ -414,8 +406,8 @@ def test_labels_next_to_voxels_refined_earlier_follow_them():
 
     logits = torch.tensor([1.0, -1.0])[None, :, None, None].expand(1, 2, 2, 2).clone()
     logits[0, 0, 0, 0] = -0.9
-    one = Ones(classes=2, features={}).refine(logits, {}, None, (8, 8), count=1, steps=1)
-    two = Ones(classes=2, features={}).refine(logits, {}, None, (8, 8), count=1, steps=2)
+    one = Ones(classes=2, features={}).refine(logits, {}, None, (8, 8), num_points=1, steps=1)
+    two = Ones(classes=2, features={}).refine(logits, {}, None, (8, 8), num_points=1, steps=2)
     assert (one.labels != one.unrefined).sum() <= 1
     assert (two.labels != two.unrefined).sum() > 4
 
@@ -424,11 +416,11 @@ def test_numbers_out_of_range_are_refused():
     coarse, features, image = a_batch()
     model = a_model()
     for options, message in (
-        ({"count": 3, "size": (6, 8)}, "size must be 3 whole numbers"),
-        ({"count": 3, "extent": (1, 1, 2)}, r"extent must be 3 numbers in \(0, 1\]"),
-        ({"count": 3, "steps": 0}, "steps must be at least 1, got 0"),
-        ({"count": 3, "chunk": 0}, "chunk must be at least 1, got 0"),
-        ({}, "count or margin must be given"),
+        ({"num_points": 3, "size": (6, 8)}, "size must be 3 whole numbers"),
+        ({"num_points": 3, "extent": (1, 1, 2)}, r"extent must be 3 numbers in \(0, 1\]"),
+        ({"num_points": 3, "steps": 0}, "steps must be at least 1, got 0"),
+        ({"num_points": 3, "chunk": 0}, "chunk must be at least 1, got 0"),
+        ({}, "num_points or max_margin must be given"),
     ):
         with pytest.raises(ValueError, match=message):
             model.refine(coarse, features, image, **{"size": (6, 8, 10)} | options)

@@ -1,4 +1,4 @@
-"""Reading volumes at points and drawing training points: values worked by hand, oracles, and refusals."""
+"""Which voxels training looks at: the draw replayed, its bias, its pools, and refusals."""
 
 import math
 
@@ -8,211 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pointrend._kernels import threads as _threads
 from pointrend.coordinates import flat_index, voxel_centres
-from pointrend.sampling import (
-    best_class,
-    count_at_density,
-    read_at,
-    sample_at,
-    training_points,
-    training_voxels,
-    uncertainty,
-)
-
-
-def centres(n):
-    return (torch.arange(n) + 0.5) / n
+from pointrend.reading import uncertainty
+from pointrend.sampling import PointSampling, training_points, training_voxels
 
 
 def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-# ---- sample_at
-
-
-def test_a_linear_ramp_is_sampled_exactly():
-    z, y, x = torch.meshgrid(centres(3), centres(4), centres(5), indexing="ij")
-    ramp = (100 * z + 10 * y + x)[None, None]
-    points = torch.tensor([[[0.5, 0.5, 0.5], [0.2, 0.8, 0.3]]])
-    torch.testing.assert_close(sample_at(ramp, points)[0, 0], points[0] @ torch.tensor([100.0, 10.0, 1.0]))
-
-
-def test_a_linear_ramp_is_sampled_exactly_in_2d():
-    y, x = torch.meshgrid(centres(3), centres(4), indexing="ij")
-    ramp = (10 * y + x)[None, None]
-    points = torch.tensor([[[0.5, 0.5], [0.7, 0.2]]])
-    torch.testing.assert_close(sample_at(ramp, points)[0, 0], points[0] @ torch.tensor([10.0, 1.0]))
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(1, 6), min_size=2, max_size=3), st.integers(1, 3), st.integers(0, 2**31))
-def test_voxel_centres_of_any_grid_read_what_interpolate_gives(source, batch, seed):
-    generator = torch.Generator().manual_seed(seed)
-    volume = torch.randn(batch, 2, *source, generator=generator)
-    size = torch.randint(1, 9, (len(source),), generator=generator).tolist()
-    index = torch.arange(math.prod(size)).expand(batch, -1)
-    mode = {2: "bilinear", 3: "trilinear"}[len(source)]
-    expected = F.interpolate(volume, size=size, mode=mode, align_corners=False).flatten(2)
-    torch.testing.assert_close(sample_at(volume, voxel_centres(index, size)), expected, atol=1e-5, rtol=1e-5)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    source=st.lists(st.integers(1, 6), min_size=2, max_size=3),
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 4),
-    count=st.integers(0, 700),
-    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    seed=st.integers(0, 2**31),
-)
-def test_the_compiled_loop_reads_what_grid_sample_reads_with_its_gradient(source, batch, channels, count, dtype, seed):
-    generator = torch.Generator().manual_seed(seed)
-    volume = torch.randn(batch, channels, *source, generator=generator).to(dtype)
-    points = torch.rand(batch, count, len(source), generator=generator) * 1.2 - 0.1  # also outside
-    weight = torch.randn(batch, channels, count, generator=generator).to(dtype)
-    results = []
-    for exact in (volume.clone(), volume.double()):  # torch reads float64
-        values = sample_at(exact.requires_grad_(), points)
-        gradient = torch.zeros_like(exact)
-        if count:
-            (gradient,) = torch.autograd.grad(values, exact, weight.to(exact.dtype))
-        assert values.dtype == gradient.dtype == exact.dtype
-        results.append((values.double(), gradient.double()))
-    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
-    assert torch.equal(sample_at(volume, points).double(), results[0][0].detach())
-
-
-def test_threads_and_memory_layout_do_not_change_what_is_read_nor_its_gradient(monkeypatch):
-    volume, points = torch.randn(2, 5, 6, 7, 8, requires_grad=True), torch.rand(2, 3001, 3)
-
-    def read():
-        values = sample_at(volume, points)
-        return values.detach(), torch.autograd.grad(values.square().sum(), volume)[0]
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    alone, gradient = read()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(_threads, "VALUES_PER_THREAD", 1)
-    assert torch.equal(read()[0], alone)
-    assert torch.equal(read()[1], gradient)
-    with torch.no_grad():
-        assert torch.equal(sample_at(volume.contiguous(memory_format=torch.channels_last_3d), points), alone)
-        assert torch.equal(sample_at(volume, points.flip(1)).flip(2), alone)
-
-
-def test_points_that_want_a_gradient_get_it():
-    volume, points = torch.randn(1, 2, 3, 4, 5), torch.rand(1, 7, 3, requires_grad=True)
-    inner = (points.detach() * 0.4 + 0.3).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda where: sample_at(volume.double(), where), inner)
-    assert torch.autograd.grad(sample_at(volume, points).sum(), points)[0].abs().sum() > 0
-
-
-def test_points_that_are_not_numbers_read_nothing_outside():
-    points = torch.tensor([[[math.nan, 0.5], [math.inf, 0.5], [-math.inf, 0.5]]])
-    assert sample_at(torch.ones(1, 1, 3, 4), points)[0, 0].tolist() == [1.0, 1.0, 1.0]
-
-
-def test_the_border_is_not_pulled_to_zero():
-    corners = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.01, 0.5, 0.99]]])
-    assert torch.equal(sample_at(torch.full((1, 1, 8, 8, 8), 5.0), corners), torch.full((1, 1, 3), 5.0))
-
-
-def test_samples_of_a_batch_read_their_own_volume():
-    volume = torch.stack([torch.full((2, 3, 4), 1.0), torch.full((2, 3, 4), 2.0)])
-    assert sample_at(volume, torch.rand(2, 5, 2)).mean((1, 2)).tolist() == [1.0, 2.0]
-
-
-def test_nearest_reads_the_voxel_that_holds_the_point():
-    labels = torch.arange(60).view(1, 1, 3, 4, 5)
-    points = torch.tensor([[[0.99, 0.0, 0.41], [0.34, 0.6, 0.1]]])
-    assert sample_at(labels, points, mode="nearest").tolist() == [[[2 * 20 + 0 + 2, 20 + 2 * 5]]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_the_dtype_of_the_volume_is_kept_and_coordinates_stay_sharp(dtype):
-    # in bfloat16 a coordinate has 8 bits, less than 300 voxels need
-    ramp = torch.arange(300, dtype=dtype)[None, None, None]
-    sampled = sample_at(ramp, torch.tensor([[[0.5, 150.5 / 300]]]))
-    assert sampled.dtype == dtype
-    assert sampled.item() == pytest.approx(150, abs=1e-4)
-
-
-def test_no_points_give_no_values():
-    assert sample_at(torch.zeros(2, 3, 4, 5), torch.zeros(2, 0, 2)).shape == (2, 3, 0)
-
-
-@pytest.mark.parametrize("size", [(3, 4), (3, 4, 5)])
-def test_reading_by_index_is_sampling_at_centres_with_the_same_gradient(size):
-    torch.manual_seed(0)
-    volume = torch.randn(2, 3, *size, requires_grad=True)
-    points = voxel_centres(torch.randint(math.prod(size), (2, 30)), size)
-    weight = torch.randn(2, 3, 30)
-    results = []
-    for grid in (None, size):
-        values = read_at(volume, points, grid)
-        results.append((values, *torch.autograd.grad((values * weight).sum(), volume)))
-    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("volume", "points", "message"),
-    [
-        (torch.zeros(2, 1, 3, 4, 5), torch.zeros(2, 7, 2), r"points must be \(2, N, 3\), got \(2, 7, 2\)"),
-        (torch.zeros(2, 1, 3, 4, 5), torch.zeros(1, 7, 3), r"points must be \(2, N, 3\), got \(1, 7, 3\)"),
-        (torch.zeros(1, 1, 3, 4), torch.zeros(7, 2), r"points must be \(1, N, 2\), got \(7, 2\)"),
-        (torch.zeros(1, 1, 3), torch.zeros(1, 7, 1), r"volume must be .* got \(1, 1, 3\)"),
-    ],
-)
-def test_shapes_that_disagree_are_refused(volume, points, message):
-    with pytest.raises(ValueError, match=message):
-        sample_at(volume, points)
-
-
-def test_modes_and_dtypes_are_refused():
-    with pytest.raises(ValueError, match="mode must be 'bilinear' or 'nearest', got 'cubic'"):
-        sample_at(torch.zeros(1, 1, 3, 4), torch.zeros(1, 2, 2), mode="cubic")
-    with pytest.raises(TypeError, match=r"needs a floating-point volume, got torch.int64"):
-        sample_at(torch.zeros(1, 1, 3, 4, dtype=torch.int64), torch.zeros(1, 2, 2))
-
-
-# ---- uncertainty
-
-
-def test_uncertainty_by_hand():
-    logits = torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, -1.0]])[:, :, None]  # (2, 3, 1)
-    assert uncertainty(logits).tolist() == [[-0.5], [0.0]]
-
-
-def test_two_classes_are_the_distance_from_one_half():
-    logits = torch.randn(1, 2, 50)
-    probability = logits.softmax(1)[:, 1]
-    torch.testing.assert_close(uncertainty(logits), -probability.logit().abs(), atol=1e-4, rtol=1e-4)
-
-
-@given(st.integers(2, 7), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=25)
-def test_uncertainty_is_the_second_of_the_top_two_minus_the_first(classes, seed):
-    logits = torch.randn(2, classes, 3, 4, 5, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
-    best, second = logits.topk(2, dim=1).values.unbind(1)
-    assert torch.equal(uncertainty(logits), second - best)
-
-
-def test_the_best_class_is_the_first_of_those_that_tie():
-    logits = torch.randint(-3, 4, (2, 5, 6, 7), generator=torch.Generator().manual_seed(0)).float()
-    expected = (logits == logits.amax(1, keepdim=True)).int().argmax(1)
-    assert torch.equal(best_class(logits).long(), expected)
-    assert best_class(torch.zeros(1, 3, 2)).tolist() == [[0, 0]]
-
-
-def test_one_class_has_no_uncertainty():
-    with pytest.raises(ValueError, match=r"K >= 2, got \(1, 1, 4\)"):
-        uncertainty(torch.zeros(1, 1, 4))
-
-
-# ---- training points
 
 
 def edge_logits(batch=1):
@@ -222,7 +24,7 @@ def edge_logits(batch=1):
 
 
 def test_points_are_voxel_centres_of_the_label_grid():
-    points = training_points(edge_logits(2), (12, 20), count=50, generators=generators(0, 1))
+    points = training_points(edge_logits(2), (12, 20), PointSampling(num_points=50), generators=generators(0, 1))
     assert points.shape == (2, 50, 2)
     index = flat_index(points, (12, 20))
     assert torch.equal(voxel_centres(index, (12, 20)), points)
@@ -231,9 +33,8 @@ def test_points_are_voxel_centres_of_the_label_grid():
 def test_beta_of_n_are_the_most_uncertain_of_k_n_candidates():
     # N = 40, k = 5, beta = 0.75: 30 of 200 candidates, 10 uniform; the draw is replayed with its own generator
     size = (16, 16)
-    chosen = training_voxels(
-        edge_logits(), size, count=40, oversample_ratio=5, importance_ratio=0.75, generators=generators(3)
-    )[0]
+    sampling = PointSampling(num_points=40, oversample_ratio=5, importance_ratio=0.75)
+    chosen = training_voxels(edge_logits(), size, sampling, generators=generators(3))[0]
     drawn = torch.randint(256, (210,), generator=generators(3)[0])
     dense = F.interpolate(edge_logits(), size=size, mode="bilinear", align_corners=False)
     doubt = uncertainty(dense).flatten()[drawn[:200]]
@@ -249,22 +50,15 @@ def test_uncertainty_is_taken_after_interpolation():
     # Neighbours of -1 and +1 are sure of themselves; halfway between them lies the boundary. Interpolating the
     # uncertainties of the grid, or logits sorted per voxel, would call every place alike.
     logits = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])[None, :, None]  # (1, 2, 1, 2)
-    chosen = training_voxels(
-        logits, (1, 400), count=10, oversample_ratio=100, importance_ratio=1, generators=generators(0)
-    )
+    sampling = PointSampling(num_points=10, oversample_ratio=100, importance_ratio=1)
+    chosen = training_voxels(logits, (1, 400), sampling, generators=generators(0))
     assert ((chosen - 199.5).abs() < 15).all()
 
 
 @pytest.mark.parametrize(("importance_ratio", "lowest", "highest"), [(0.0, 0.1, 0.4), (1.0, 0.9, 1.0)])
 def test_importance_moves_points_to_the_boundary(importance_ratio, lowest, highest):
-    chosen = training_voxels(
-        edge_logits(),
-        (32, 32),
-        count=400,
-        oversample_ratio=8,
-        importance_ratio=importance_ratio,
-        generators=generators(0),
-    )
+    sampling = PointSampling(num_points=400, oversample_ratio=8, importance_ratio=importance_ratio)
+    chosen = training_voxels(edge_logits(), (32, 32), sampling, generators=generators(0))
     near = ((chosen % 32 - 15.5).abs() < 4).float().mean()
     assert lowest <= near <= highest  # a quarter of the columns is near
 
@@ -272,10 +66,10 @@ def test_importance_moves_points_to_the_boundary(importance_ratio, lowest, highe
 def test_a_sample_draws_the_same_whatever_else_is_in_the_batch():
     logits = torch.randn(3, 4, 5, 6, 7)
     labels = torch.randint(0, 4, (3, 10, 12, 14))
-    options = {"count": 30, "ignore": 2}
-    batch = training_voxels(logits, (10, 12, 14), generators=generators(5, 6, 7), labels=labels, **options)
-    alone = training_voxels(logits[1:2], (10, 12, 14), generators=generators(6), labels=labels[1:2], **options)
-    again = training_voxels(logits, (10, 12, 14), generators=generators(5, 6, 7), labels=labels, **options)
+    size, sampling = (10, 12, 14), PointSampling(num_points=30, ignore=2)
+    batch = training_voxels(logits, size, sampling, generators=generators(5, 6, 7), labels=labels)
+    alone = training_voxels(logits[1:2], size, sampling, generators=generators(6), labels=labels[1:2])
+    again = training_voxels(logits, size, sampling, generators=generators(5, 6, 7), labels=labels)
     assert torch.equal(batch[1], alone[0])
     assert torch.equal(batch, again)
     assert not torch.equal(batch[0], batch[1])
@@ -287,22 +81,16 @@ def test_ignored_voxels_are_never_drawn(share, importance_ratio, seed):
     labels = (torch.rand(1, 6, 7, 8, generator=torch.Generator().manual_seed(seed)) < share).long() * 255
     labels[0, 0, 0, 0] = 0
     logits = torch.randn(1, 3, 3, 4, 5)
-    drawn = training_voxels(
-        logits,
-        (6, 7, 8),
-        count=60,
-        importance_ratio=importance_ratio,
-        generators=generators(seed),
-        labels=labels,
-        ignore=255,
-    )
+    sampling = PointSampling(num_points=60, importance_ratio=importance_ratio, ignore=255)
+    drawn = training_voxels(logits, (6, 7, 8), sampling, generators=generators(seed), labels=labels)
     assert drawn.shape == (1, 60)
     assert (labels.flatten(1).gather(1, drawn) == 0).all()
 
 
 def test_a_sample_without_counted_voxels_still_gives_points():
     labels = torch.full((1, 4, 4), 9)
-    drawn = training_voxels(edge_logits(), (4, 4), count=5, generators=generators(0), labels=labels, ignore=9)
+    sampling = PointSampling(num_points=5, ignore=9)
+    drawn = training_voxels(edge_logits(), (4, 4), sampling, generators=generators(0), labels=labels)
     assert drawn.shape == (1, 5)
 
 
@@ -310,66 +98,75 @@ def test_quotas_feed_small_structures():
     labels = torch.zeros(1, 32, 32, dtype=torch.int64)
     labels[0, 5, 5:8] = 2  # three voxels of 1024, far from the boundary of the logits
     logits = torch.cat([edge_logits(), torch.full((1, 2, 8, 8), -9.0)], dim=1)  # class 1, 3: no quota, absent
-    drawn = training_voxels(
-        logits, (32, 32), count=100, generators=generators(0), labels=labels, quotas=[0, 0, 0.2, 0.3]
-    )
+    sampling = PointSampling(num_points=100, quotas=(0, 0, 0.2, 0.3))
+    drawn = training_voxels(logits, (32, 32), sampling, generators=generators(0), labels=labels)
     assert drawn.shape == (1, 100)
     at_labels = labels.flatten()[drawn[0]]
     assert (at_labels == 2).sum() >= 20  # its quota; the absent class's went to the rest
-    plain = training_voxels(logits, (32, 32), count=100, generators=generators(0))
+    plain = training_voxels(logits, (32, 32), PointSampling(num_points=100), generators=generators(0))
     assert (labels.flatten()[plain[0]] == 2).sum() < 5
 
 
 def test_quotas_keep_off_ignored_voxels():
     labels = torch.randint(0, 3, (1, 9, 9))
-    drawn = training_voxels(
-        torch.randn(1, 3, 3, 3),
-        (9, 9),
-        count=64,
-        generators=generators(0),
-        labels=labels,
-        ignore=2,
-        quotas=[0.1, 0.2, 0.5],
-    )
+    sampling = PointSampling(num_points=64, ignore=2, quotas=(0.1, 0.2, 0.5))
+    drawn = training_voxels(torch.randn(1, 3, 3, 3), (9, 9), sampling, generators=generators(0), labels=labels)
     assert (labels.flatten()[drawn[0]] != 2).all()
 
 
-def test_a_density_gives_the_same_points_on_every_grid_over_a_box():
-    # a box of 35 x 70 x 140 mm, 343 ml, in thick slices and in cubes
-    assert count_at_density((7, 100, 200), (5, 0.7, 0.7), points_per_ml=12) == 4116
-    assert count_at_density((35, 70, 140), (1, 1, 1), points_per_ml=12) == 4116
-    assert count_at_density((35, 70, 140), (1, 1, 1), points_per_ml=0) == 0
-
-
-def test_densities_out_of_range_are_refused():
-    with pytest.raises(ValueError, match=r"spacing_mm must be 3 positive numbers, got \(1, 0, 1\)"):
-        count_at_density((3, 4, 5), (1, 0, 1), points_per_ml=1)
-    with pytest.raises(ValueError, match="points_per_ml must be at least 0, got -1"):
-        count_at_density((3, 4, 5), (1, 1, 1), points_per_ml=-1)
-
-
 def test_no_points_may_be_asked_for():
-    assert training_points(edge_logits(), (4, 4), count=0, generators=generators(0)).shape == (1, 0, 2)
+    assert training_points(edge_logits(), (4, 4), PointSampling(num_points=0)).shape == (1, 0, 2)
+
+
+def test_without_generators_torch_s_global_one_is_drawn_from():
+    sampling = PointSampling(num_points=40)
+    logits = torch.cat([edge_logits(), edge_logits()])
+    torch.manual_seed(5)
+    drawn = training_voxels(logits, (12, 20), sampling)
+    one = torch.Generator().manual_seed(5)
+    assert torch.equal(drawn, training_voxels(logits, (12, 20), sampling, generators=[one, one]))
+    assert not torch.equal(drawn, training_voxels(logits, (12, 20), sampling))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": -1}, "count must be a whole number of at least 0, got -1"),
-        ({"count": 2.5}, "count must be a whole number of at least 0, got 2.5"),
+        ({"num_points": -1}, "num_points must be a whole number of at least 0, got -1"),
+        ({"num_points": 2.5}, "num_points must be a whole number of at least 0, got 2.5"),
         ({"oversample_ratio": 0.5}, "oversample_ratio must be at least 1, got 0.5"),
         ({"oversample_ratio": math.nan}, "oversample_ratio must be at least 1, got nan"),
         ({"importance_ratio": 1.1}, r"importance_ratio must lie in \[0, 1\], got 1.1"),
+        ({"quotas": (0.5, 0.6)}, r"of at least 0 and of sum at most 1, got \(0.5, 0.6\)"),
+        ({"quotas": (0.5, -0.1)}, r"of at least 0 and of sum at most 1, got \(0.5, -0.1\)"),
+        ({"quotas": (math.nan, 0.1)}, r"of at least 0 and of sum at most 1, got \(nan, 0.1\)"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_on_construction(options, message):
+    with pytest.raises(ValueError, match=message):
+        PointSampling(**options)
+
+
+def test_shares_that_sum_to_1_but_for_rounding_are_taken():
+    assert sum((0.1,) * 10) != 1
+    PointSampling(num_points=100, quotas=(0.1,) * 10)
+    PointSampling(num_points=100, quotas=(1 / 3, 1 / 3, 1 / 3 + 1e-12))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"generators": []}, "generators must be one per sample, got 0 for a batch of 1"),
-        ({"ignore": 3}, "labels must be given with ignore or quotas, got None"),
+        ({"sampling": PointSampling(ignore=3)}, "labels must be given with ignore or quotas, got None"),
         ({"labels": torch.zeros(1, 4, 5)}, r"labels must be \(1, 4, 4\), got \(1, 4, 5\)"),
-        ({"labels": torch.zeros(1, 4, 4), "quotas": [0.5]}, r"quotas must be 2 shares"),
-        ({"labels": torch.zeros(1, 4, 4), "quotas": [0.5, 0.6]}, r"of sum at most 1, got \(0.5, 0.6\)"),
+        (
+            {"labels": torch.zeros(1, 4, 4), "sampling": PointSampling(quotas=(0.5,))},
+            r"quotas must be one share per class, 2 here, got \(0.5,\)",
+        ),
         ({"size": (4, 4, 4)}, r"size must be 2 whole numbers"),
         ({"logits": torch.zeros(1, 1, 8, 8)}, r"K >= 2, got \(1, 1, 8, 8\)"),
     ],
 )
-def test_numbers_out_of_range_are_refused(options, message):
-    usual = {"logits": edge_logits(), "size": (4, 4), "count": 3, "generators": generators(0)}
+def test_arguments_that_disagree_are_refused(change, message):
+    usual = {"logits": edge_logits(), "size": (4, 4), "sampling": PointSampling(num_points=3)}
     with pytest.raises(ValueError, match=message):
-        training_points(**usual | options)
+        training_points(**usual | change)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from pointrend._kernels import margin_search as _margin_search
 from pointrend.coordinates import extent_centres
-from pointrend.sampling import sample_at, uncertain_voxels, uncertainty
+from pointrend.reading import sample_at, uncertainty
+from pointrend.uncertain import uncertain_voxels
 
 PATHS = pytest.mark.parametrize("compiled", [False, True], ids=["torch", "numba"])
 
@@ -49,7 +50,7 @@ def test_the_n_most_uncertain_are_those_of_brute_force(compiled, search):
     logits, size, extent, share = search
     margins = dense_margins(logits, size, extent)
     count = round(share * len(margins))
-    index, doubt = uncertain_voxels(logits, size, count=count, extent=extent, compiled=compiled)
+    index, doubt = uncertain_voxels(logits, size, num_points=count, extent=extent, compiled=compiled)
     assert len(index) == len(doubt) == min(count, len(margins))
     assert (index.diff() > 0).all()
     tolerance = 3e-6 * (float(logits.abs().max()) + 1)
@@ -66,7 +67,7 @@ def test_a_margin_chooses_all_voxels_within_it(compiled, search):
     logits, size, extent, share = search
     margins = dense_margins(logits, size, extent)
     margin = float(margins.quantile(min(share, 1)))
-    index, _ = uncertain_voxels(logits, size, margin=margin, extent=extent, compiled=compiled)
+    index, _ = uncertain_voxels(logits, size, max_margin=margin, extent=extent, compiled=compiled)
     tolerance = 3e-6 * (float(logits.abs().max()) + 1)
     assert (margins[index] <= margin + tolerance).all()
     assert set((margins < margin - tolerance).nonzero()[:, 0].tolist()) <= set(index.tolist())
@@ -76,7 +77,7 @@ def test_a_margin_chooses_all_voxels_within_it(compiled, search):
 @given(search=searches(), margin=st.one_of(st.none(), st.floats(0, 3)))
 def test_both_paths_choose_the_same_voxels_bit_for_bit(search, margin):
     logits, size, extent, share = search
-    options = {"count": round(share * math.prod(size)), "margin": margin, "extent": extent}
+    options = {"num_points": round(share * math.prod(size)), "max_margin": margin, "extent": extent}
     one = uncertain_voxels(logits, size, **options, compiled=True)
     other = uncertain_voxels(logits, size, **options, compiled=False)
     assert torch.equal(one[0], other[0])
@@ -86,11 +87,11 @@ def test_both_paths_choose_the_same_voxels_bit_for_bit(search, margin):
 @PATHS
 def test_count_and_margin_choose_the_most_uncertain_within_the_margin(compiled):
     logits = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-    within, _ = uncertain_voxels(logits, (8, 9, 10), margin=0.3, compiled=compiled)
-    both, _ = uncertain_voxels(logits, (8, 9, 10), margin=0.3, count=len(within) + 50, compiled=compiled)
-    few, doubt = uncertain_voxels(logits, (8, 9, 10), margin=0.3, count=7, compiled=compiled)
+    within, _ = uncertain_voxels(logits, (8, 9, 10), max_margin=0.3, compiled=compiled)
+    both, _ = uncertain_voxels(logits, (8, 9, 10), max_margin=0.3, num_points=len(within) + 50, compiled=compiled)
+    few, doubt = uncertain_voxels(logits, (8, 9, 10), max_margin=0.3, num_points=7, compiled=compiled)
     assert torch.equal(within, both)
-    assert torch.equal(few, uncertain_voxels(logits, (8, 9, 10), count=7, compiled=compiled)[0])
+    assert torch.equal(few, uncertain_voxels(logits, (8, 9, 10), num_points=7, compiled=compiled)[0])
     assert (doubt >= -0.3).all()
 
 
@@ -99,14 +100,14 @@ def test_a_planted_ambiguous_voxel_is_found(compiled):
     logits = torch.zeros(2, 3, 4, 5)
     logits[1] = 9.0
     logits[:, 2, 1, 3] = torch.tensor([4.0, 4.0])
-    index, doubt = uncertain_voxels(logits, (3, 4, 5), count=1, compiled=compiled)
+    index, doubt = uncertain_voxels(logits, (3, 4, 5), num_points=1, compiled=compiled)
     assert index.tolist() == [2 * 20 + 1 * 5 + 3]
     assert doubt.tolist() == [0.0]
 
 
 @PATHS
 def test_ties_go_to_the_lower_index(compiled):
-    index, doubt = uncertain_voxels(torch.zeros(3, 2, 3), (5, 7), count=6, compiled=compiled)
+    index, doubt = uncertain_voxels(torch.zeros(3, 2, 3), (5, 7), num_points=6, compiled=compiled)
     assert index.tolist() == [0, 1, 2, 3, 4, 5]
     assert doubt.tolist() == [0.0] * 6
 
@@ -115,7 +116,7 @@ def test_ties_go_to_the_lower_index(compiled):
 def test_a_boundary_between_sure_neighbours_is_found(compiled):
     # uncertainty of the grid, interpolated, would be the same everywhere
     logits = torch.tensor([[-8.0, -8.0, 8.0, 8.0], [8.0, 8.0, -8.0, -8.0]])[:, None]
-    index, _ = uncertain_voxels(logits, (1, 40), count=2, compiled=compiled)
+    index, _ = uncertain_voxels(logits, (1, 40), num_points=2, compiled=compiled)
     assert index.tolist() == [19, 20]
 
 
@@ -123,12 +124,13 @@ def test_a_boundary_between_sure_neighbours_is_found(compiled):
 def test_a_third_class_that_wins_inside_a_cell_counts(compiled):
     # (10, -10, 1) and (-10, 10, 1): the class that leads at no corner leads in the middle
     logits = torch.tensor([[10.0, -10.0], [-10.0, 10.0], [1.0, 1.0], [-50.0, -50.0], [-60.0, -60.0]])[:, None]
-    _, doubt = uncertain_voxels(logits, (1, 21), count=21, compiled=compiled)
+    _, doubt = uncertain_voxels(logits, (1, 21), num_points=21, compiled=compiled)
     torch.testing.assert_close(-doubt.double(), dense_margins(logits, (1, 21), None), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "options", [{"count": 5000}, {"count": 120000}, {"margin": 0.5}, {"count": 60000, "margin": 2.0}]
+    "options",
+    [{"num_points": 5000}, {"num_points": 120000}, {"max_margin": 0.5}, {"num_points": 60000, "max_margin": 2.0}],
 )
 @pytest.mark.parametrize("lead", [0.0, 40.0], ids=["surfaces", "one class ahead everywhere"])
 def test_threads_and_small_buffers_change_nothing(options, lead, monkeypatch):
@@ -149,7 +151,7 @@ def test_threads_and_small_buffers_change_nothing(options, lead, monkeypatch):
 
 
 @PATHS
-@pytest.mark.parametrize("options", [{"count": 0}, {"count": 0, "margin": 9.0}])
+@pytest.mark.parametrize("options", [{"num_points": 0}, {"num_points": 0, "max_margin": 9.0}])
 def test_nothing_may_be_asked_for(compiled, options):
     index, doubt = uncertain_voxels(torch.randn(2, 3, 4), (6, 8), **options, compiled=compiled)
     assert (index.shape, doubt.shape) == ((0,), (0,))
@@ -159,11 +161,11 @@ def test_nothing_may_be_asked_for(compiled, options):
 @PATHS
 def test_no_voxel_within_the_margin(compiled):
     logits = torch.stack([torch.zeros(3, 4), torch.full((3, 4), 9.0)])
-    assert uncertain_voxels(logits, (6, 8), margin=1.0, compiled=compiled)[0].shape == (0,)
+    assert uncertain_voxels(logits, (6, 8), max_margin=1.0, compiled=compiled)[0].shape == (0,)
 
 
 def test_the_search_keeps_no_gradient():
-    index, doubt = uncertain_voxels(torch.randn(2, 3, 4, requires_grad=True), (6, 8), count=3)
+    index, doubt = uncertain_voxels(torch.randn(2, 3, 4, requires_grad=True), (6, 8), num_points=3)
     assert not doubt.requires_grad
     assert len(index) == 3
 
@@ -177,11 +179,11 @@ def test_the_search_keeps_no_gradient():
         ({"logits": torch.zeros(2, 3, 4, dtype=torch.int64)}, TypeError, "must be floating point, got torch.int64"),
         ({"logits": torch.full((2, 3, 4), math.nan)}, ValueError, "must be finite, got NaN or infinite values"),
         ({"logits": torch.full((2, 3, 4), -math.inf)}, ValueError, "must be finite"),
-        ({"count": None}, ValueError, "count or margin must be given, got neither"),
-        ({"count": -3}, ValueError, "count must be a whole number of at least 0, got -3"),
-        ({"count": 0.5}, ValueError, "count must be a whole number of at least 0, got 0.5"),
-        ({"margin": -0.1}, ValueError, "margin must be at least 0, got -0.1"),
-        ({"margin": math.nan}, ValueError, "margin must be at least 0, got nan"),
+        ({"num_points": None}, ValueError, "num_points or max_margin must be given, got neither"),
+        ({"num_points": -3}, ValueError, "num_points must be a whole number of at least 0, got -3"),
+        ({"num_points": 0.5}, ValueError, "num_points must be a whole number of at least 0, got 0.5"),
+        ({"max_margin": -0.1}, ValueError, "max_margin must be at least 0, got -0.1"),
+        ({"max_margin": math.nan}, ValueError, "max_margin must be at least 0, got nan"),
         ({"size": (6, 8, 2)}, ValueError, "size must be 2 whole numbers"),
         ({"size": (2**16, 2**16)}, ValueError, r"fewer than 2\^32 voxels, got \(65536, 65536\)"),
         ({"extent": (0.5,)}, ValueError, r"extent must be 2 numbers in \(0, 1\]"),
@@ -189,4 +191,4 @@ def test_the_search_keeps_no_gradient():
 )
 def test_bad_arguments_are_refused(change, error, message):
     with pytest.raises(error, match=message):
-        uncertain_voxels(**{"logits": torch.zeros(2, 3, 4), "size": (6, 8), "count": 3} | change)
+        uncertain_voxels(**{"logits": torch.zeros(2, 3, 4), "size": (6, 8), "num_points": 3} | change)

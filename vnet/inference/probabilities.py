@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pointrend.coordinates import interpolation_table
-from pointrend.sampling import uncertainty
+from pointrend.reading import uncertainty
 
 VALUES_AT_ONCE = 2**24  # of all classes in a slab
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
+from pointrend.reading import best_class, uncertainty
 from pointrend.render import render_labels
-from pointrend.sampling import best_class, uncertainty
 from pointrend.uncertain import uncertain_voxels
 from vnet.core.config import Axes, Config, cumulative_strides
 from vnet.data.preprocessing import Preprocessing
@@ -140,7 +140,7 @@ def segment_together(
         empty = none.astype(np.float32)
         return Prediction(unrefined, unrefined, False, none, empty, empty, coarse.cpu(), grid.canvas, extent)
     index, margins = uncertain_voxels(
-        coarse, tuple(size), count=round(refine_fraction * int(np.prod(size))), margin=margin, extent=extent
+        coarse, tuple(size), num_points=round(refine_fraction * int(np.prod(size))), max_margin=margin, extent=extent
     )
     labels = unrefined.copy()
     logits = torch.zeros(len(coarse), len(index)) if keep_logits else None

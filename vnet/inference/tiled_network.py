@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pointrend.sampling import best_class, sample_at
+from pointrend.reading import best_class, sample_at
 from vnet.core.config import Axes
 from vnet.inference.tiling import Blend, Box, TileGrid
 from vnet.model.segmenter import Segmenter

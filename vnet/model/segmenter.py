@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pointrend.refine import PointRend
-from pointrend.sampling import training_voxels
+from pointrend.sampling import PointSampling, training_voxels
 from vnet.core.config import Config, PointsConfig
 from vnet.core.errors import InputError
 from vnet.data.nifti import memory_limit_bytes
@@ -57,28 +56,13 @@ class Segmenter(nn.Module):
         terms = segmentation_terms(logits, labels, self.ignore)
         if self.head is not None:
             _, refined, truth = self.head.training_logits(
-                logits.float(),
-                self.head_features(features),
-                image,
-                labels,
-                generators=generators,
-                **self.drawing(),
+                logits.float(), self.head_features(features), image, labels, generators=generators
             )
             at_points = segmentation_terms(refined, truth, self.ignore)
             terms["point"] = at_points["cross_entropy"]
             if self.point_dice:
                 terms["point_dice"] = at_points["dice"]
         return terms
-
-    def drawing(self) -> dict[str, Any]:
-        """How training points are drawn: arguments of the head's loss and of `training_voxels`."""
-        return {
-            "count": self.points.num_points,
-            "oversample_ratio": self.points.oversample_ratio,
-            "importance_ratio": self.points.importance_ratio,
-            "ignore": self.ignore,
-            "quotas": self.points.quotas,
-        }
 
     @torch.inference_mode()
     def draw_points(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -87,7 +71,8 @@ class Segmenter(nn.Module):
         Arguments as in `forward`; nothing is learnt and no state changes in evaluation mode.
         """
         logits = self.network(image).logits.float()
-        return training_voxels(logits, labels.shape[1:], generators=generators, labels=labels, **self.drawing())
+        sampling = point_sampling(self.points, self.ignore)
+        return training_voxels(logits, labels.shape[1:], sampling, labels=labels, generators=generators)
 
     def predict(self, image: Tensor) -> VNetOutput:
         """Coarse logits and the features that the head reads, in float32."""
@@ -96,6 +81,17 @@ class Segmenter(nn.Module):
 
     def head_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: features[name] for name in self.points.features} if self.head is not None else {}
+
+
+def point_sampling(points: PointsConfig, ignore: int | None) -> PointSampling:
+    """How a config draws its training points, off the ignored label."""
+    return PointSampling(
+        num_points=points.num_points,
+        oversample_ratio=points.oversample_ratio,
+        importance_ratio=points.importance_ratio,
+        quotas=points.quotas,
+        ignore=ignore,
+    )
 
 
 def build_model(config: Config, *, in_channels: int, classes: int, ignore: int | None = None) -> Segmenter:
@@ -121,6 +117,7 @@ def build_model(config: Config, *, in_channels: int, classes: int, ignore: int |
                 width=config.points.width,
                 layers=config.points.layers,
                 windows=dict.fromkeys(on_the_image_grid, config.points.window),
+                sampling=point_sampling(config.points, ignore),
             )
     dice = config.training.point_dice_weight > 0
     return Segmenter(network, head, points=config.points, point_dice=dice, ignore=ignore)

@@ -1,0 +1,200 @@
+"""Reading volumes at points, and what logits say there: values worked by hand, oracles, and refusals."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pointrend._kernels import threads as _threads
+from pointrend.coordinates import voxel_centres
+from pointrend.reading import best_class, read_at, sample_at, uncertainty
+
+
+def centres(n):
+    return (torch.arange(n) + 0.5) / n
+
+
+# ---- sample_at
+
+
+def test_a_linear_ramp_is_sampled_exactly():
+    z, y, x = torch.meshgrid(centres(3), centres(4), centres(5), indexing="ij")
+    ramp = (100 * z + 10 * y + x)[None, None]
+    points = torch.tensor([[[0.5, 0.5, 0.5], [0.2, 0.8, 0.3]]])
+    torch.testing.assert_close(sample_at(ramp, points)[0, 0], points[0] @ torch.tensor([100.0, 10.0, 1.0]))
+
+
+def test_a_linear_ramp_is_sampled_exactly_in_2d():
+    y, x = torch.meshgrid(centres(3), centres(4), indexing="ij")
+    ramp = (10 * y + x)[None, None]
+    points = torch.tensor([[[0.5, 0.5], [0.7, 0.2]]])
+    torch.testing.assert_close(sample_at(ramp, points)[0, 0], points[0] @ torch.tensor([10.0, 1.0]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=3), st.integers(1, 3), st.integers(0, 2**31))
+def test_voxel_centres_of_any_grid_read_what_interpolate_gives(source, batch, seed):
+    generator = torch.Generator().manual_seed(seed)
+    volume = torch.randn(batch, 2, *source, generator=generator)
+    size = torch.randint(1, 9, (len(source),), generator=generator).tolist()
+    index = torch.arange(math.prod(size)).expand(batch, -1)
+    mode = {2: "bilinear", 3: "trilinear"}[len(source)]
+    expected = F.interpolate(volume, size=size, mode=mode, align_corners=False).flatten(2)
+    torch.testing.assert_close(sample_at(volume, voxel_centres(index, size)), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    source=st.lists(st.integers(1, 6), min_size=2, max_size=3),
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    count=st.integers(0, 700),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_compiled_loop_reads_what_grid_sample_reads_with_its_gradient(source, batch, channels, count, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    volume = torch.randn(batch, channels, *source, generator=generator).to(dtype)
+    points = torch.rand(batch, count, len(source), generator=generator) * 1.2 - 0.1  # also outside
+    weight = torch.randn(batch, channels, count, generator=generator).to(dtype)
+    results = []
+    for exact in (volume.clone(), volume.double()):  # torch reads float64
+        values = sample_at(exact.requires_grad_(), points)
+        gradient = torch.zeros_like(exact)
+        if count:
+            (gradient,) = torch.autograd.grad(values, exact, weight.to(exact.dtype))
+        assert values.dtype == gradient.dtype == exact.dtype
+        results.append((values.double(), gradient.double()))
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
+    assert torch.equal(sample_at(volume, points).double(), results[0][0].detach())
+
+
+def test_threads_and_memory_layout_do_not_change_what_is_read_nor_its_gradient(monkeypatch):
+    volume, points = torch.randn(2, 5, 6, 7, 8, requires_grad=True), torch.rand(2, 3001, 3)
+
+    def read():
+        values = sample_at(volume, points)
+        return values.detach(), torch.autograd.grad(values.square().sum(), volume)[0]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone, gradient = read()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(_threads, "VALUES_PER_THREAD", 1)
+    assert torch.equal(read()[0], alone)
+    assert torch.equal(read()[1], gradient)
+    with torch.no_grad():
+        assert torch.equal(sample_at(volume.contiguous(memory_format=torch.channels_last_3d), points), alone)
+        assert torch.equal(sample_at(volume, points.flip(1)).flip(2), alone)
+
+
+def test_points_that_want_a_gradient_get_it():
+    volume, points = torch.randn(1, 2, 3, 4, 5), torch.rand(1, 7, 3, requires_grad=True)
+    inner = (points.detach() * 0.4 + 0.3).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda where: sample_at(volume.double(), where), inner)
+    assert torch.autograd.grad(sample_at(volume, points).sum(), points)[0].abs().sum() > 0
+
+
+def test_points_that_are_not_numbers_read_nothing_outside():
+    points = torch.tensor([[[math.nan, 0.5], [math.inf, 0.5], [-math.inf, 0.5]]])
+    assert sample_at(torch.ones(1, 1, 3, 4), points)[0, 0].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_border_is_not_pulled_to_zero():
+    corners = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.01, 0.5, 0.99]]])
+    assert torch.equal(sample_at(torch.full((1, 1, 8, 8, 8), 5.0), corners), torch.full((1, 1, 3), 5.0))
+
+
+def test_samples_of_a_batch_read_their_own_volume():
+    volume = torch.stack([torch.full((2, 3, 4), 1.0), torch.full((2, 3, 4), 2.0)])
+    assert sample_at(volume, torch.rand(2, 5, 2)).mean((1, 2)).tolist() == [1.0, 2.0]
+
+
+def test_nearest_reads_the_voxel_that_holds_the_point():
+    labels = torch.arange(60).view(1, 1, 3, 4, 5)
+    points = torch.tensor([[[0.99, 0.0, 0.41], [0.34, 0.6, 0.1]]])
+    assert sample_at(labels, points, mode="nearest").tolist() == [[[2 * 20 + 0 + 2, 20 + 2 * 5]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_dtype_of_the_volume_is_kept_and_coordinates_stay_sharp(dtype):
+    # in bfloat16 a coordinate has 8 bits, less than 300 voxels need
+    ramp = torch.arange(300, dtype=dtype)[None, None, None]
+    sampled = sample_at(ramp, torch.tensor([[[0.5, 150.5 / 300]]]))
+    assert sampled.dtype == dtype
+    assert sampled.item() == pytest.approx(150, abs=1e-4)
+
+
+def test_no_points_give_no_values():
+    assert sample_at(torch.zeros(2, 3, 4, 5), torch.zeros(2, 0, 2)).shape == (2, 3, 0)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (3, 4, 5)])
+def test_reading_by_index_is_sampling_at_centres_with_the_same_gradient(size):
+    torch.manual_seed(0)
+    volume = torch.randn(2, 3, *size, requires_grad=True)
+    points = voxel_centres(torch.randint(math.prod(size), (2, 30)), size)
+    weight = torch.randn(2, 3, 30)
+    results = []
+    for grid in (None, size):
+        values = read_at(volume, points, grid)
+        results.append((values, *torch.autograd.grad((values * weight).sum(), volume)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("volume", "points", "message"),
+    [
+        (torch.zeros(2, 1, 3, 4, 5), torch.zeros(2, 7, 2), r"points must be \(2, N, 3\), got \(2, 7, 2\)"),
+        (torch.zeros(2, 1, 3, 4, 5), torch.zeros(1, 7, 3), r"points must be \(2, N, 3\), got \(1, 7, 3\)"),
+        (torch.zeros(1, 1, 3, 4), torch.zeros(7, 2), r"points must be \(1, N, 2\), got \(7, 2\)"),
+        (torch.zeros(1, 1, 3), torch.zeros(1, 7, 1), r"volume must be .* got \(1, 1, 3\)"),
+    ],
+)
+def test_shapes_that_disagree_are_refused(volume, points, message):
+    with pytest.raises(ValueError, match=message):
+        sample_at(volume, points)
+
+
+def test_modes_and_dtypes_are_refused():
+    with pytest.raises(ValueError, match="mode must be 'bilinear' or 'nearest', got 'cubic'"):
+        sample_at(torch.zeros(1, 1, 3, 4), torch.zeros(1, 2, 2), mode="cubic")
+    with pytest.raises(TypeError, match=r"needs a floating-point volume, got torch.int64"):
+        sample_at(torch.zeros(1, 1, 3, 4, dtype=torch.int64), torch.zeros(1, 2, 2))
+
+
+# ---- uncertainty
+
+
+def test_uncertainty_by_hand():
+    logits = torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, -1.0]])[:, :, None]  # (2, 3, 1)
+    assert uncertainty(logits).tolist() == [[-0.5], [0.0]]
+
+
+def test_two_classes_are_the_distance_from_one_half():
+    logits = torch.randn(1, 2, 50)
+    probability = logits.softmax(1)[:, 1]
+    torch.testing.assert_close(uncertainty(logits), -probability.logit().abs(), atol=1e-4, rtol=1e-4)
+
+
+@given(st.integers(2, 7), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=25)
+def test_uncertainty_is_the_second_of_the_top_two_minus_the_first(classes, seed):
+    logits = torch.randn(2, classes, 3, 4, 5, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    best, second = logits.topk(2, dim=1).values.unbind(1)
+    assert torch.equal(uncertainty(logits), second - best)
+
+
+def test_the_best_class_is_the_first_of_those_that_tie():
+    logits = torch.randint(-3, 4, (2, 5, 6, 7), generator=torch.Generator().manual_seed(0)).float()
+    expected = (logits == logits.amax(1, keepdim=True)).int().argmax(1)
+    assert torch.equal(best_class(logits).long(), expected)
+    assert best_class(torch.zeros(1, 3, 2)).tolist() == [[0, 0]]
+
+
+def test_one_class_has_no_uncertainty():
+    with pytest.raises(ValueError, match=r"K >= 2, got \(1, 1, 4\)"):
+        uncertainty(torch.zeros(1, 1, 4))
