@@ -21,6 +21,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from vnet.core.errors import InputError
+from vnet.data.affines import affine_fault
 
 MAGIC = {348: (nib.Nifti1Header, b"n+1\0", 344), 540: (nib.Nifti2Header, b"n+2\0", 4)}
 EXTENSION_BYTES = 16 * 2**20  # header extensions are skipped, up to this
@@ -158,22 +159,6 @@ def read_affine(path: Path, header: Any) -> np.ndarray:
     except (HeaderDataError, ValueError) as error:
         raise InputError(f"{path}: damaged affine ({error}); mend the header's qform") from None
     return affine
-
-
-def affine_fault(affine: np.ndarray) -> str | None:
-    """Why an affine cannot serve, None where it can."""
-    if affine.shape != (4, 4):
-        return f"of shape {affine.shape}"
-    if not np.isfinite(affine).all():
-        return "not finite"
-    if np.abs(affine).max() > 1e9:  # mm: its squares may overflow, and no scanner is that large
-        return f"of entries up to {np.abs(affine).max():.3g} mm"
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    if not (sizes > 0).all():
-        return f"singular (spacing {tuple(float(f'{s:.3g}') for s in sizes)} mm)"
-    # of unit axes: 1 where they are orthogonal, 0 where they lie in a plane
-    volume = abs(np.linalg.det(affine[:3, :3] / sizes))
-    return None if volume > 1e-3 else "singular (two axes point the same way)"
 
 
 def read_voxels(path: Path, header: Any, shape: tuple[int, ...]) -> np.ndarray:

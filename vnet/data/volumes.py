@@ -18,15 +18,20 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from vnet.core.errors import InputError
-from vnet.data.nifti import affine_fault, read_header, read_voxels
-
-# Corners of two grids may lie this share of the smallest voxel apart and still count as the same grid: headers
-# round to float32 and tools round again.
-GRID_TOLERANCE = 0.05
+from vnet.data.affines import (
+    GRID_TOLERANCE,
+    affine_fault,
+    axis_codes,
+    canonical,
+    canonical_affine,
+    corner_distance_mm,
+    spacing_zyx,
+    voxel_to_mm,
+)
+from vnet.data.nifti import read_header, read_voxels
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Volume:
     @property
     def orientation(self) -> str:
         """Direction of the file's axes, as RAS or LPS."""
-        return "".join(nib.aff2axcodes(self.affine))
+        return axis_codes(self.affine)
 
     def restore(self, labels: np.ndarray) -> np.ndarray:
         """Canonical (D, H, W) labels in the order of the file's own axes."""
@@ -61,21 +66,17 @@ class Volume:
 
     def canonical_affine(self) -> np.ndarray:
         """(4, 4) from canonical (x, y, z) voxel indices to mm."""
-        return self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
+        return canonical_affine(self.affine, self.shape)
 
+    @property
+    def voxel_to_mm(self) -> np.ndarray:
+        """(3, 3) matrix M: an offset of v = (z, y, x) voxels has the length |M v| in mm, sheared grids included."""
+        return voxel_to_mm(self.affine)
 
-def canonical(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A view of (X, Y, Z) voxels, in any orientation, as canonical (D, H, W)."""
-    turned: np.ndarray = apply_orientation(voxels, io_orientation(affine))
-    return turned.transpose()
-
-
-def spacing_zyx(affine: np.ndarray) -> tuple[float, float, float]:
-    """Spacing in mm of the canonical axes."""
-    sizes = voxel_sizes(affine)
-    order = io_orientation(affine)[:, 0].astype(int)
-    x, y, z = (float(sizes[np.flatnonzero(order == axis)[0]]) for axis in range(3))
-    return z, y, x
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml, by the determinant of the affine."""
+        return float(abs(np.linalg.det(self.voxel_to_mm))) / 1000
 
 
 def read_image(paths: Sequence[Path | str]) -> Volume:
@@ -150,8 +151,7 @@ def grid_fault(one: Volume, other: Volume, whose: str = "the other") -> str | No
     """How a volume's grid differs from another, None where they are the same."""
     if one.shape != other.shape:
         return f"shape {one.shape} differs from {other.shape} of {whose}"
-    ends = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*one.shape, 1]
-    apart = np.abs((one.affine - other.affine) @ ends.T).max()
+    apart = corner_distance_mm(one.affine, other.affine, one.shape)
     if apart > GRID_TOLERANCE * min(one.spacing_mm):
         return f"affine differs from that of {whose}, corners lie {apart:.3g} mm apart"
     return None

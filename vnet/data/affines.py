@@ -1,0 +1,109 @@
+"""Voxel-to-mm affines: spacing, orientation, shear, and whether two grids are the same.
+
+A *file affine* maps a file's own voxel indices (i, j, k) to mm in RAS: x to the right, y to the front, z to the head.
+The *canonical* order of an array turns the file's axes to the nearest of RAS and transposes them to (z, y, x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
+
+# Corners of two grids may lie this share of the smallest voxel apart and still count as the same grid: headers
+# round to float32 and tools round again.
+GRID_TOLERANCE = 0.05
+# Cosines between axes up to this are rounding: affines are stored as float32.
+ROUNDED_COSINE = 1e-6
+
+
+def affine_fault(affine: np.ndarray) -> str | None:
+    """Why an affine cannot be used, None where it can."""
+    if affine.shape != (4, 4):
+        return f"of shape {affine.shape}"
+    if not np.isfinite(affine).all():
+        return "not finite"
+    if np.abs(affine).max() > 1e9:  # mm: its squares may overflow, and no scanner is that large
+        return f"of entries up to {np.abs(affine).max():.3g} mm"
+    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    if not (sizes > 0).all():
+        return f"singular (spacing {tuple(float(f'{s:.3g}') for s in sizes)} mm)"
+    # determinant of the unit axes: 1 where they are orthogonal, 0 where they lie in a plane
+    volume = abs(np.linalg.det(affine[:3, :3] / sizes))
+    return None if volume > 1e-3 else "singular (two axes point the same way)"
+
+
+def canonical(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A view of (X, Y, Z) voxels, in any orientation, as canonical (D, H, W)."""
+    turned: np.ndarray = apply_orientation(voxels, io_orientation(affine))
+    return turned.transpose()
+
+
+def canonical_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """(4, 4) from canonical (x, y, z) voxel indices to mm, of a file of `shape` voxels along its own axes."""
+    turned: np.ndarray = affine @ inv_ornt_aff(io_orientation(affine), tuple(shape))
+    return turned
+
+
+def axis_codes(affine: np.ndarray) -> str:
+    """Where the file's axes point, as RAS or LPS."""
+    return "".join(aff2axcodes(affine))
+
+
+def spacing_zyx(affine: np.ndarray) -> tuple[float, float, float]:
+    """Lengths in mm of the steps along the canonical axes (z, y, x)."""
+    sizes = voxel_sizes(affine)
+    order = io_orientation(affine)[:, 0].astype(int)
+    x, y, z = (float(sizes[np.flatnonzero(order == axis)[0]]) for axis in range(3))
+    return z, y, x
+
+
+def canonical_steps(affine: np.ndarray) -> np.ndarray:
+    """(3, 3): the columns are the steps in mm (RAS) along the canonical axes z, y, x."""
+    steps: np.ndarray = canonical_affine(affine, (1, 1, 1))[:3, 2::-1]
+    return steps
+
+
+def voxel_to_mm(affine: np.ndarray) -> np.ndarray:
+    """(3, 3) matrix M: an offset of v = (z, y, x) canonical voxels has the length |M v| in mm.
+
+    M is the affine without its rotation: the diagonal matrix of the spacing where the axes are at right angles,
+    upper triangular (the R of a QR decomposition) where they are not. |det M| is a voxel's volume in mm3.
+    """
+    steps = canonical_steps(affine)
+    spacing = np.array(spacing_zyx(affine))
+    if axis_cosine(affine) <= ROUNDED_COSINE:
+        return np.diag(spacing)
+    upper = np.linalg.qr(steps)[1]
+    triangular: np.ndarray = upper * np.sign(np.diag(upper))[:, None]
+    return triangular
+
+
+def axis_cosine(affine: np.ndarray) -> float:
+    """The largest cosine between two axes, 0 where all are at right angles."""
+    unit = affine[:3, :3] / voxel_sizes(affine)
+    return float(np.abs(np.triu(unit.T @ unit, 1)).max())
+
+
+def relative_orientation(affine: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """nibabel's orientation of the axes of `affine` in terms of those of `reference`: (3, 2) of axis and direction.
+
+    Compared with each other two grids have an orientation even where both lie half-way between RAS and another.
+    """
+    turned = np.eye(4)
+    turned[:3, :3] = np.linalg.solve(reference[:3, :3], affine[:3, :3])
+    orientation: np.ndarray = io_orientation(turned)
+    return orientation
+
+
+def is_turned(orientation: np.ndarray) -> bool:
+    """Whether a relative orientation flips or exchanges axes."""
+    return bool((orientation != [[0, 1], [1, 1], [2, 1]]).any())
+
+
+def corner_distance_mm(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """The largest distance along an axis between the corners that two affines give a grid of `shape` voxels."""
+    ends = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*shape, 1]
+    return float(np.abs((one - other) @ ends.T).max())
