@@ -28,12 +28,14 @@ def main(argv: Sequence[str]) -> int:
         "--margin", metavar="DICE", type=float, help="Dice within which arms are equivalent (default: the study's)"
     )
     chosen = options.parse_args(argv)
+    from vnet.report.files import write_report
     from vnet.report.report import build_report
+    from vnet.report.terminal import print_report
 
     report = build_report(chosen.paths, chosen.comparison, chosen.margin)
-    report.print()
+    print_report(report)
     first = chosen.paths[0] if chosen.paths[0].is_dir() else chosen.paths[0].parent
-    page = report.write(chosen.output or first / "report")
+    page = write_report(report, chosen.output or first / "report")
     print(f"report: {page}", flush=True)
     return 0
 

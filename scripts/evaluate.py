@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--checkpoint", choices=["last", "best"], default="last")
     chosen, overrides = options.parse_with_overrides(argv)
     from vnet.core.distributed import is_rank_zero
-    from vnet.report.report import print_run_summary
+    from vnet.report.terminal import print_run_summary
     from vnet.training.run import evaluate_run
 
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     from vnet.training.study import run_study
 
     config = run_study(argv, Path(__file__).with_name("train.py"))
-    from vnet.report.report import print_comparison
+    from vnet.report.terminal import print_comparison
 
     print_comparison(config)
     print(f"curves and pictures: tensorboard --logdir {Path(config.run_root, config.name)}  (or: make tensorboard)")

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with stopping_at_once():
             from vnet.core.distributed import is_rank_zero
-            from vnet.report.report import print_run_summary
+            from vnet.report.terminal import print_run_summary
             from vnet.training.run import train_run
 
             run = train_run(config)

@@ -14,7 +14,8 @@ from vnet.data.prepared import prepare_data
 from vnet.data.volumes import read_image, read_label
 from vnet.inference.predictor import Predictor
 from vnet.report.case_pictures import png
-from vnet.report.pictures import contour_picture, cut_slices, largest_slices
+from vnet.report.pictures import contour_picture
+from vnet.report.slices import cut_slices, largest_slices
 
 INK, PAPER = "#e8e8e8", "#101014"
 STRUCTURES = ListedColormap(["#00000000", "#e69f00", "#56b4e9", "#f0e442", "#cc79a7"])

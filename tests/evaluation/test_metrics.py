@@ -12,13 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from vnet.evaluation.metrics import (
-    METRICS,
+from vnet.evaluation.metrics import METRICS, case_metrics, dice_scores
+from vnet.evaluation.surfaces import (
     SurfaceDistances,
     average_distance_mm,
     band_dice,
-    case_metrics,
-    dice_scores,
     hausdorff95_mm,
     surface_dice,
     surface_distances,

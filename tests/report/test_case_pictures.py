@@ -11,7 +11,7 @@ from PIL import Image
 
 from vnet.data.dataset import Dataset
 from vnet.report.case_pictures import CasePicture, pick_extremes, png, write_pictures
-from vnet.report.pictures import cut_slices
+from vnet.report.slices import cut_slices
 
 
 def case(name: str, dice: float) -> CasePicture:

@@ -10,9 +10,11 @@ import pytest
 from vnet.core.errors import InputError
 from vnet.evaluation.comparison import MEAN
 from vnet.evaluation.study_tables import read_study
+from vnet.report.costs import costs_table
+from vnet.report.figures import figures_of
+from vnet.report.files import markdown_page, write_report
 from vnet.report.report import build_report
-from vnet.report.slices import slices_table
-from vnet.report.tables import costs_table
+from vnet.report.subgroups import subgroups_table
 
 PAIR = ("dense", "pointrend_s2")
 
@@ -42,7 +44,7 @@ def test_the_folds_of_choices_are_shown_apart(tmp_path, make_run):
     (apart,) = (table for table in after.tables() if table.title.startswith("Fold 0, on which choices were made"))
     assert apart.rows[0][:2] == ("pointrend_s2 - dense", "+0.0500")
     assert not {"p", "p (Holm)", "verdict"} & set(apart.columns)
-    for text in (after.markdown(), after.write(tmp_path / "out").read_text()):
+    for text in (markdown_page(after, figures_of(after)), write_report(after, tmp_path / "out").read_text()):
         assert "Fold 0, on which choices were made, and no evidence" in text
         assert "Choices of the method were made on fold 0 alone." in text
 
@@ -63,11 +65,11 @@ def test_the_seed_spread_is_that_of_the_study_beside(tmp_path, make_run):
     assert rows["pointrend_s2 - dense"][column] == "0.0100"
     assert rows["pointrend_s4 - dense"][column] == "~0.0100"
     assert any("Seed spread: from seeds (fold 1, seeds 0, 1, 2)" in note for note in report.notes())
-    assert "seed spread 0.0100" in " ".join(report.answer())
+    assert "seed spread 0.0100" in " ".join(report.headline())
 
 
 def test_thirds_are_of_each_structure_and_cover_all_cases(study_folder):
-    table = slices_table(read_study([study_folder]), ["pointrend_s2 - coarse_s2"])
+    table = subgroups_table(read_study([study_folder]), ["pointrend_s2 - coarse_s2"])
     by_size = [row for row in table.rows if row[1] == "true volume"]
     assert [row[2] for row in by_size] == ["lowest third", "middle third", "highest third"]
     assert [int(row[5]) for row in by_size] == [8, 8, 8]  # 24 cases; the structures of a case are alike in size
@@ -79,12 +81,12 @@ def test_cases_are_grouped_by_the_data_set_s_own_numbers(tmp_path, make_run):
     properties = pd.DataFrame({"case": [f"case_0_{i:02d}" for i in range(4)], "noise": [0.1, 0.3, 0.1, 0.3]})
     for folder in folders:
         properties.to_csv(folder / "properties.csv", index=False)
-    table = slices_table(read_study([tmp_path / "s"]), ["pointrend_s2 - dense"])
+    table = subgroups_table(read_study([tmp_path / "s"]), ["pointrend_s2 - dense"])
     by_noise = [row[2:4] + row[5:] for row in table.rows if row[1] == "noise"]
     assert by_noise == [("0.1", "+0.0010", "2"), ("0.3", "+0.0010", "2")]
     (folders[0] / "properties.csv").write_text("case,noise\ncase_0_00,loud\n")
     with pytest.raises(InputError, match="must hold a column case and columns of numbers"):
-        slices_table(read_study([tmp_path / "s"]), ["pointrend_s2 - dense"])
+        subgroups_table(read_study([tmp_path / "s"]), ["pointrend_s2 - dense"])
 
 
 def test_steps_timed_alone_come_from_the_benchmark(tmp_path, make_run):
@@ -102,7 +104,7 @@ def test_steps_timed_alone_come_from_the_benchmark(tmp_path, make_run):
     (tmp_path / "benchmarks" / "step.csv").write_text("\n".join(rows) + "\n")
     table = costs_table(study)
     assert [row[1] for row in table.rows] == ["0.200 (1.00)", "0.100 (0.50)"]
-    assert "at 0.50 times the seconds per training step" in " ".join(build_report([tmp_path / "s"]).answer())
+    assert "at 0.50 times the seconds per training step" in " ".join(build_report([tmp_path / "s"]).headline())
 
 
 def test_arms_of_a_study_keep_its_order(tmp_path, make_run):
@@ -114,9 +116,9 @@ def test_arms_of_a_study_keep_its_order(tmp_path, make_run):
 
 def test_markdown_shows_the_figures_of_the_page(study_folder, tmp_path):
     report = build_report([study_folder])
-    report.write(tmp_path)
+    write_report(report, tmp_path)
     linked = re.findall(r"\]\((figures/[^)]+)\)", (tmp_path / "report.md").read_text())
-    assert len(linked) == len(report.drawings) == len(set(linked))
+    assert len(linked) == len(figures_of(report)) == len(set(linked))
     for name in linked:
         drawn = (tmp_path / name).read_text()
         assert drawn.startswith("<svg")

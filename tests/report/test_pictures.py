@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vnet.report.pictures import (
-    CONTOURS,
-    DOT,
-    contour_picture,
-    cut_slices,
-    largest_slices,
-    outline,
-    points_picture,
-    uncertainty_picture,
-)
+from vnet.report.pictures import CONTOURS, DOT, contour_picture, outline, points_picture, uncertainty_picture
+from vnet.report.slices import cut_slices, largest_slices
 
 SHAPE, SPACING = (6, 8, 10), (3.0, 1.0, 2.0)
 HEIGHT, TOP, GAP = 240, 24, 8  # of a panel, and what lies above and beside it in a picture without a title

@@ -14,10 +14,14 @@ import pytest
 from vnet.core.config.schema import Config, StudyConfig
 from vnet.core.errors import InputError
 from vnet.evaluation.refinement import ALL
-from vnet.report import figures
-from vnet.report.refinement import by_bin
-from vnet.report.report import build_report, print_comparison, print_run_summary
-from vnet.report.tables import Table, change, markdown, p_value, score
+from vnet.report import charts
+from vnet.report.figures import figures_of
+from vnet.report.files import markdown_page, write_report
+from vnet.report.formatting import change, p_value, score
+from vnet.report.refinement_counts import by_bin
+from vnet.report.report import build_report
+from vnet.report.tables import Table, markdown
+from vnet.report.terminal import print_comparison, print_run_summary
 
 VOID = {"meta", "img"}
 
@@ -88,7 +92,7 @@ def report(study_folder):
 
 @pytest.fixture(scope="module")
 def written(report, tmp_path_factory):
-    return report.write(tmp_path_factory.mktemp("written"))
+    return write_report(report, tmp_path_factory.mktemp("written"))
 
 
 def test_the_page_stands_alone_and_balances(written):
@@ -112,7 +116,7 @@ def test_no_machine_path_and_no_host_in_any_file(report, written, study_folder):
         text = path.read_text()
         assert str(study_folder.parent) not in text
         assert "/home/someone" not in text
-    assert "--data.root DATA/Phantoms" in report.markdown()
+    assert "--data.root DATA/Phantoms" in markdown_page(report, figures_of(report))
 
 
 def test_hostile_names_stay_text(tmp_path):
@@ -123,32 +127,32 @@ def test_hostile_names_stay_text(tmp_path):
     header = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm"
     (tmp_path / "cases.csv").write_text("\n".join([header, *rows]) + "\n")
     report = build_report([tmp_path])
-    page = report.write(tmp_path / "report").read_text()
+    page = write_report(report, tmp_path / "report").read_text()
     assert "script" not in Page(page).tags
-    assert "<script>alert(1)</script>\\|x" in report.markdown()
+    assert "<script>alert(1)</script>\\|x" in markdown_page(report, figures_of(report))
 
 
 def test_one_arm_alone_is_reported_without_a_comparison(tmp_path, make_run):
     make_run(tmp_path, "dense")
     report = build_report([tmp_path])
-    assert report.answer() == ["The named arms share no case yet: there is nothing to compare."]
-    Page(report.write(tmp_path / "report").read_text())
+    assert report.headline() == ["The named arms share no case yet: there is nothing to compare."]
+    Page(write_report(report, tmp_path / "report").read_text())
 
 
 def test_one_case_has_no_interval_and_still_lays_out(tmp_path, make_run):
     for arm in ("dense", "pointrend_s2"):
         make_run(tmp_path, arm, cases=1)
     report = build_report([tmp_path])
-    assert report.answer()[0].startswith("pointrend_s2 and dense share too few cases to tell (")
-    Page(report.write(tmp_path / "report").read_text())
+    assert report.headline()[0].startswith("pointrend_s2 and dense share too few cases to tell (")
+    Page(write_report(report, tmp_path / "report").read_text())
 
 
 def test_runs_without_run_json_are_compared_without_costs(pair_folder):
     for path in [*pair_folder.rglob("run.json"), *pair_folder.rglob("config.yaml")]:
         path.unlink()
     report = build_report([pair_folder])
-    assert "seconds per" not in report.answer()[0]
-    Page(report.write(pair_folder / "report").read_text())
+    assert "seconds per" not in report.headline()[0]
+    Page(write_report(report, pair_folder / "report").read_text())
 
 
 def test_the_scope_is_told_from_the_number_of_runs(tmp_path, make_run):
@@ -161,7 +165,7 @@ def test_the_scope_is_told_from_the_number_of_runs(tmp_path, make_run):
 
 
 def test_markdown_tables_have_as_many_cells_in_each_row(report):
-    text = report.markdown()
+    text = markdown_page(report, figures_of(report))
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(blocks) == 8
     for block in blocks:
@@ -226,4 +230,4 @@ def test_the_experiment_s_comparison_takes_each_run_from_where_it_is_done(tmp_pa
 
 def test_a_name_goes_left_where_another_stands_at_its_right() -> None:
     places = [(1.0, 0.87), (1.2, 0.87), (3.0, 0.87), (1.1, 0.84)]
-    assert [figures.has_name_right(place, places) for place in places] == [True, False, False, False]
+    assert [charts.has_name_right(place, places) for place in places] == [True, False, False, False]

@@ -21,7 +21,8 @@ from vnet.inference.label_files import predict_files
 from vnet.inference.predictor import Predictor
 from vnet.model.checkpoints import read_checkpoint, start_from
 from vnet.model.segmenter import build_model
-from vnet.report.report import build_report, print_run_summary
+from vnet.report.report import build_report
+from vnet.report.terminal import print_run_summary
 from vnet.training.kept_results import keep
 from vnet.training.run import evaluate_run, train_run
 from vnet.training.trainer import Preempted, Trainer

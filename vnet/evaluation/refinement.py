@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from vnet.evaluation.metrics import Labels, Mask, Row, surface_voxels
+from vnet.evaluation.metrics import Labels, Row
+from vnet.evaluation.surfaces import Mask, surface_voxels
 
 # upper edges of the bins, each edge in the bin below it
 DISTANCE_EDGES_MM = (1.0, 2.0, 3.0, 5.0, 10.0, np.inf)

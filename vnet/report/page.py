@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vnet.evaluation.study_tables import Study
-from vnet.report import text
+from vnet.report import methods
+from vnet.report.figures import Figure
+from vnet.report.report import Report
+from vnet.report.sentences import QUESTION
 from vnet.report.tables import Table
-
-if TYPE_CHECKING:
-    from vnet.report.report import Report
 
 MAX_PICTURES = 12
 MAX_PICTURE_BYTES = 400_000
@@ -60,33 +59,33 @@ pre { background: var(--tint); padding: .7rem 1rem; overflow-x: auto; font-size:
 """
 
 
-def html_page(report: Report) -> str:
+def html_page(report: Report, figures: Sequence[Figure]) -> str:
     """The page as text."""
     study = report.study
     tables = {table.title: table for table in report.tables()}
     by_structure, cost, scores = (tables.pop(title) for title in reversed([*tables][-3:]))
     parts = [
-        f"<h1>{escape(text.QUESTION)}</h1>",
-        f'<p class="answer">{escape(" ".join(report.answer()))}</p>',
+        f"<h1>{escape(QUESTION)}</h1>",
+        f'<p class="answer">{escape(" ".join(report.headline()))}</p>',
         *(f'<p class="note">{escape(note)}</p>' for note in report.notes()),
         "<h2>The differences</h2>",
         *map(_table, tables.values()),
-        *_drawings(report, "differences"),
+        *_figures(figures, "differences"),
         "<h2>The scores, and what they cost</h2>",
         _table(scores),
         _table(cost),
-        *_drawings(report, "costs", paired=True),
+        *_figures(figures, "costs", paired=True),
         "<h2>Case by case</h2>",
-        *_drawings(report, "cases"),
-        *_where(report),
+        *_figures(figures, "cases"),
+        *_where(report, figures),
         "<h2>By structure and metric</h2>",
         _table(by_structure),
         *_pictures(study),
         "<h2>Methods</h2>",
-        *(f"<p>{escape(paragraph)}</p>" for paragraph in text.methods(study, report.named, report.margin)),
+        *(f"<p>{escape(paragraph)}</p>" for paragraph in methods.methods(study, report.named, report.margin)),
         "<h2>Environment and commands</h2>",
-        *(f'<p class="note">{escape(line)}</p>' for line in text.environments(study)),
-        f"<pre>{escape(chr(10).join(text.commands(study)))}</pre>",
+        *(f'<p class="note">{escape(line)}</p>' for line in methods.environments(study)),
+        f"<pre>{escape(chr(10).join(methods.commands(study)))}</pre>",
     ]
     return _document("\n".join(parts))
 
@@ -98,7 +97,7 @@ def _document(body: str) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(text.QUESTION)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{escape(QUESTION)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -121,13 +120,13 @@ def _figure(drawn: str, caption: str) -> str:
     return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _drawings(report: Report, section: str, *, paired: bool = False) -> list[str]:
-    parts = [_figure(d.svg, d.caption) for d in report.drawings if d.section == section]
+def _figures(figures: Sequence[Figure], section: str, *, paired: bool = False) -> list[str]:
+    parts = [_figure(f.svg, f.caption) for f in figures if f.section == section]
     return ['<div class="pair">', *parts, "</div>"] if paired and parts else parts
 
 
-def _where(report: Report) -> list[str]:
-    drawn, tables = _drawings(report, "where", paired=True), report.refinement_tables()
+def _where(report: Report, figures: Sequence[Figure]) -> list[str]:
+    drawn, tables = _figures(figures, "where", paired=True), report.refinement_tables()
     return ["<h2>Where refinement helps</h2>", *drawn, *map(_table, tables)] if drawn or tables else []
 
 

@@ -1,65 +1,100 @@
-"""Differences of Dice by what a case is like: size and thinness of its structures, and the data set's own numbers."""
+"""Three planes of a case, cut out of its volumes: all that a picture of it needs.
+
+Volumes are (D, H, W) in the canonical orientation of `vnet.data`: z towards the head, y to the front, x to the right
+of the patient.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
-from vnet.evaluation.comparison import paired_structures
-from vnet.evaluation.statistics import summarise
-from vnet.evaluation.study_tables import Study
-from vnet.report.tables import Table, change, comparison_name, interval
+from vnet.evaluation.metrics import Labels
+from vnet.evaluation.surfaces import Mask
 
-OF_STRUCTURES = {"truth_ml": "true volume", "thinness": "share of true voxels on the surface"}
-THIRDS = ("lowest third", "middle third", "highest third")
-MOST_VALUES = 8  # a property of more values is cut into thirds
+Volume = NDArray[np.floating[Any]]
+Picture = NDArray[np.uint8]
+
+LABEL_NAMES = ("truth", "unrefined", "refined")
+CROPPED_VOX = 128  # a longer axis is cut to the structures
 
 
-def slices_table(study: Study, comparisons: Sequence[str]) -> Table:
-    """Mean difference of Dice and its interval, a row a comparison, property and group of cases."""
-    rows = []
-    for comparison in comparisons:
-        pairs = paired_structures(study, comparison, "dice")
-        for title, groups in grouped(study, comparison, pairs):
-            for group in dict.fromkeys(groups.dropna().sort_values()):
-                part = pairs[groups == group].groupby(["fold", "seed", "case"])["difference"].mean().reset_index()
-                s = summarise(part)
-                found = change("dice", s.mean), interval("dice", s.low, s.high), str(s.cases)
-                rows.append((comparison_name(comparison), title, group_name(group), *found))
-    note = (
-        "Exploratory. Thirds are taken within each structure, then put together; a case may be in two of them with"
-        " different structures."
+@dataclass(frozen=True)
+class Slices:
+    """Three planes of a case: all that its picture needs, small whatever the size of the volume.
+
+    Attributes:
+        image: a (rows, columns) uint8 plane across z, y, x; rows go up.
+        labels: name to three planes of label values.
+        cuts: slice number of each plane.
+        spacing_mm: (z, y, x).
+    """
+
+    image: tuple[Picture, ...]
+    labels: Mapping[str, tuple[Labels, ...]]
+    cuts: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+
+
+def cut_slices(
+    image: Volume, labels: Mapping[str, Labels], spacing_mm: Sequence[float], structure: int | None = None
+) -> Slices:
+    """The planes where the chosen structure of the first label volume is largest, or the middle where it is empty.
+
+    Args:
+        image: (D, H, W), shown from its 1st to its 99th percentile.
+        labels: name ("truth", "unrefined", "refined") to (D, H, W) whole numbers.
+        spacing_mm: (z, y, x).
+        structure: label value to cut through; None takes all of the foreground.
+
+    Raises:
+        ValueError: no labels, an unknown name, or shapes that disagree.
+    """
+    if not labels or not set(labels) <= set(LABEL_NAMES):
+        raise ValueError(f"labels must be named among {list(LABEL_NAMES)}, got {list(labels)}")
+    for name, volume in labels.items():
+        if volume.shape != image.shape:
+            raise ValueError(f"{name} must have the shape of the image {image.shape}, got {volume.shape}")
+    first = next(iter(labels.values()))
+    cuts = largest_slices(first > 0 if structure is None else first == structure)
+    sample = image[tuple(slice(None, None, max(n // 64, 1)) for n in image.shape)]
+    low, high = np.percentile(sample, (1, 99))
+    grey = [np.clip((plane - low) * (255 / max(high - low, 1e-6)), 0, 255) for plane in planes_of(image, cuts)]
+    cut = {name: planes_of(volume, cuts) for name, volume in labels.items()}
+    windows = [_window([planes[axis] for planes in cut.values()]) for axis in range(3)]
+    return Slices(
+        tuple(np.asarray(plane, np.uint8)[window] for plane, window in zip(grey, windows, strict=True)),
+        {
+            name: tuple(plane[window].copy() for plane, window in zip(planes, windows, strict=True))
+            for name, planes in cut.items()
+        },
+        cuts,
+        tuple(map(float, spacing_mm)),
     )
-    columns = ("comparison", "property", "group", "difference", "95 % interval", "cases")
-    return Table("Differences of Dice by size, thinness and properties of the cases", columns, tuple(rows), note, 3)
 
 
-def grouped(study: Study, comparison: str, pairs: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
-    """(title, group of each row of `pairs`): a number in [0, 3) for thirds, written as text for values."""
-    side = study.side(comparison.split(" - ")[0])
-    for column, title in OF_STRUCTURES.items():
-        if column in side:
-            of_row = side[column].groupby(["case", "structure"]).mean()
-            values = of_row.reindex(pd.MultiIndex.from_frame(pairs[["case", "structure"]]))
-            yield title, thirds(pd.Series(values.to_numpy(), pairs.index), pairs)
-    for name in study.properties:
-        column = str(name)
-        values = pairs["case"].map(study.properties[column])
-        if values.nunique() > MOST_VALUES:
-            yield column, thirds(values, pairs)
-        elif values.nunique() > 1:
-            yield column, values.map(lambda value: None if pd.isna(value) else (1, float(value)))
+def largest_slices(mask: Mask) -> tuple[int, ...]:
+    """Per axis, the first slice that holds most voxels of `mask`; the middle one where it is empty."""
+    if not mask.any():
+        return tuple(n // 2 for n in mask.shape)
+    others = [tuple(other for other in range(mask.ndim) if other != axis) for axis in range(mask.ndim)]
+    return tuple(int(np.count_nonzero(mask, axis=rest).argmax()) for rest in others)
 
 
-def thirds(values: pd.Series, pairs: pd.DataFrame) -> pd.Series:
-    """(0, which third) of each row, among the cases of its structure."""
-    own = pairs.assign(value=values).groupby(["structure", "case"])["value"].mean()
-    rank = own.groupby("structure").rank(pct=True, method="first")
-    of_row = rank.reindex(pd.MultiIndex.from_frame(pairs[["structure", "case"]])).to_numpy()
-    return pd.Series([None if share != share else (0, min(int(3 * share - 1e-9), 2)) for share in of_row], pairs.index)
+def planes_of(volume: NDArray[Any], cuts: Sequence[int]) -> tuple[NDArray[Any], ...]:
+    return tuple(np.take(volume, cut, axis) for axis, cut in enumerate(cuts))
 
 
-def group_name(group: tuple[int, float]) -> str:
-    kind, value = group
-    return f"{value:g}" if kind else THIRDS[int(value)]
+def _window(planes: Sequence[Labels]) -> tuple[slice, slice]:
+    """Where the structures of a plane lie, with 16 voxels around, along its axes that are long."""
+    found = np.logical_or.reduce([plane > 0 for plane in planes])
+    spans = []
+    for axis, n in enumerate(found.shape):
+        filled = np.flatnonzero(found.any(1 - axis))
+        whole = n <= CROPPED_VOX or not len(filled)
+        spans.append(slice(0, n) if whole else slice(max(filled[0] - 16, 0), filled[-1] + 17))
+    return spans[0], spans[1]

@@ -20,9 +20,10 @@ from vnet.evaluation.metrics import Row
 from vnet.evaluation.point_density import Density, point_density
 from vnet.evaluation.refinement import ALL, COUNTS, DISTANCE_EDGES_MM, calibration_counts, refinement_rows
 from vnet.evaluation.scores import Scored, mean_dice
-from vnet.evaluation.surfaces import error_colours, error_mesh, upright
 from vnet.report.case_pictures import CasePicture, pick_extremes
-from vnet.report.pictures import PANEL_PX, Picture, points_picture, uncertainty_picture
+from vnet.report.meshes import error_colours, error_mesh, upright
+from vnet.report.pictures import PANEL_PX, points_picture, uncertainty_picture
+from vnet.report.slices import Picture
 from vnet.report.tensorboard import Board, markdown_pairs
 
 if TYPE_CHECKING:
@@ -206,8 +207,8 @@ def refinement_charts(rows: Sequence[Row], arm: str) -> dict[str, Picture]:
     """The report's figures of refined voxels, of one validation: rows of `ALL` structures."""
     import pandas as pd
 
-    from vnet.report.figures import calibration, fixed_and_broken
-    from vnet.report.refinement import by_bin
+    from vnet.report.charts import calibration, fixed_and_broken
+    from vnet.report.refinement_counts import by_bin
 
     table = pd.DataFrame(rows).assign(arm=arm)
     surface, margin = (by_bin(table, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))

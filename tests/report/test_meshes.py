@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vnet.evaluation.surfaces import LARGE, RIGHT, SMALL, error_colours, error_mesh, upright
+from vnet.report.meshes import LARGE, RIGHT, SMALL, error_colours, error_mesh, upright
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 2.0)
 

@@ -17,8 +17,9 @@ from vnet.core.tables import read_table
 from vnet.evaluation.comparison import MEAN
 from vnet.evaluation.refinement import ALL, COUNTS
 from vnet.evaluation.study_tables import Study
-from vnet.report.refinement import read_refinement
-from vnet.report.tables import Table, change, score
+from vnet.report.formatting import change, score
+from vnet.report.refinement_counts import read_refinement
+from vnet.report.tables import Table
 
 MISSED = 0.0
 

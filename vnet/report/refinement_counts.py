@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
 from vnet.core.errors import InputError
 from vnet.evaluation.refinement import COUNTS
 from vnet.evaluation.study_tables import Study
+from vnet.report.tables import Table
 
 BINS = ("distance_upto_mm", "margin_upto")
 Counts = dict[str, dict[str, dict[str, int]]]  # arm -> bin -> kind -> voxels
@@ -51,6 +53,19 @@ def by_bin(rows: pd.DataFrame, structure: str, bins: str) -> Counts:
         named = zip(_bin_names(list(table.index)), table.to_dict("records"), strict=True)
         counts[str(arm)] = {name: {str(k): int(v) for k, v in row.items()} for name, row in named}
     return counts
+
+
+def refinement_table(counts: Mapping[str, Mapping[str, Mapping[str, int]]], title: str, bins: str) -> Table:
+    """Voxels by arm and bin, from `vnet.report.refinement_counts.by_bin`."""
+    rows = []
+    for arm, table in counts.items():
+        for name, c in table.items():
+            refined = c["fixed"] + c["broken"] + c["unchanged"]
+            after = c["wrong_before"] - c["fixed"] + c["broken"]
+            shares = [f"{n / refined:.1%}" if refined else "-" for n in (c["wrong_before"], after)]
+            rows.append((arm, name, f"{refined:,}", f"{c['fixed']:,}", f"{c['broken']:,}", *shares))
+    columns = ("arm", bins, "refined", "fixed", "broken", "wrong before", "wrong after")
+    return Table(title, columns, tuple(rows))
 
 
 def _bin_names(edges: list[float]) -> list[str]:

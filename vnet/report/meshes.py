@@ -1,0 +1,154 @@
+"""An organ's surface as a mesh, coloured by how far the prediction's surface lies from it.
+
+The surface of a voxel mask is the set of faces between a voxel inside and one outside. Marching cubes (Lewiner et
+al., 2003, as scikit-image has it) at level .5 puts its vertices in the middle of exactly these faces, so that an
+error of 0 means that the prediction has the same face.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from vnet.evaluation.metrics import Labels
+from vnet.evaluation.surfaces import Mask
+
+VERTICES = 6000  # of a mesh, all structures together, about
+STRUCTURES = 8  # the largest ones
+# from too small over right to too large; told apart in every common kind of colour blindness
+SMALL, RIGHT, LARGE = np.array([(0, 114, 178), (235, 235, 235), (213, 94, 0)], float)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A surface of V vertices and F triangles.
+
+    Attributes:
+        vertices_mm: (V, 3) float32, (z, y, x), from the centre of the image's first voxel.
+        faces: (F, 3) int32.
+        error_mm: (V,) float32, distance to the predicted surface: above 0 where the prediction reaches further out,
+            below 0 where it falls short, infinite where nothing was predicted.
+    """
+
+    vertices_mm: NDArray[np.float32]
+    faces: NDArray[np.int32]
+    error_mm: NDArray[np.float32]
+
+
+def error_mesh(
+    truth: Labels,
+    predictions: Sequence[Labels],
+    spacing_mm: Sequence[float],
+    classes: int,
+    vertices: int = VERTICES,
+) -> list[Mesh]:
+    """The true surfaces of all structures (the 8 largest) in one mesh per prediction: the same mesh, other errors.
+
+    Args:
+        truth: (D, H, W), whole numbers; what lies outside of 1 to K - 1 has no surface.
+        predictions: label volumes of that shape.
+        spacing_mm: (z, y, x).
+        classes: K.
+        vertices: about how many a mesh may have; a larger surface is taken from every second, third, ... voxel.
+
+    Returns:
+        A mesh per prediction, without vertices where `truth` holds no structure.
+
+    Raises:
+        ValueError: shapes that disagree.
+    """
+    for prediction in predictions:
+        if prediction.shape != truth.shape:
+            raise ValueError(f"truth and predictions must agree in shape, got {truth.shape} and {prediction.shape}")
+    sizes = np.bincount(np.clip(truth.ravel(), 0, classes), minlength=classes + 1)[1:classes]
+    largest = np.argsort(-sizes, kind="stable")[:STRUCTURES] + 1
+    shown = sorted(int(label) for label in largest if sizes[label - 1])
+    parts = [
+        structure_mesh(truth == label, [p == label for p in predictions], spacing_mm, max(vertices // len(shown), 300))
+        for label in shown
+    ]
+    return [_join([meshes[i] for meshes in parts]) for i in range(len(predictions))]
+
+
+def structure_mesh(mask: Mask, predicted: Sequence[Mask], spacing_mm: Sequence[float], vertices: int) -> list[Mesh]:
+    """The surface of one structure with the errors of each prediction; see `error_mesh`."""
+    from skimage.measure import marching_cubes
+
+    box = _box(np.logical_or.reduce([mask, *predicted]))
+    # one voxel of background around, so that the surface is closed at the image's border
+    mask, *predicted = (np.pad(volume[box], 1) for volume in (mask, *predicted))
+    places, _ = _faces_mm(mask, mask, spacing_mm)
+    step = math.ceil(math.sqrt(len(places) / vertices))
+    try:
+        corners, faces, _, _ = marching_cubes(
+            mask.astype(np.float32), 0.5, spacing=tuple(map(float, spacing_mm)), step_size=step
+        )
+    except (ValueError, RuntimeError):  # thinner than the step everywhere
+        corners, faces = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
+    nearest = cKDTree(places).query(corners)[1] if len(corners) else np.zeros(0, int)
+    start = (np.array([s.start for s in box]) - 1) * np.asarray(spacing_mm, float)
+    errors = [_errors_mm(mask, volume, spacing_mm, nearest) for volume in predicted]
+    return [Mesh(np.asarray(corners + start, np.float32), np.asarray(faces, np.int32), error) for error in errors]
+
+
+def error_colours(error_mm: NDArray[np.floating[Any]], limit_mm: float) -> NDArray[np.uint8]:
+    """(V, 3): blue at `-limit_mm` and below, light grey at 0, orange at `limit_mm` and above."""
+    amount = np.clip(np.abs(error_mm) / limit_mm, 0, 1)[:, None]
+    end = np.where((error_mm < 0)[:, None], SMALL, LARGE)
+    return np.round(RIGHT + (end - RIGHT) * amount).astype(np.uint8)
+
+
+def upright(vertices_mm: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """(z, y, x) to the axes of a 3D viewer (right, up, towards the eye), seen from the patient's front, about 0."""
+    z, y, x = vertices_mm.T
+    placed = np.stack([-x, z, y], axis=1)
+    middle = (placed.min(0) + placed.max(0)) / 2 if len(placed) else 0
+    return np.asarray(placed - middle, np.float32)
+
+
+def _errors_mm(
+    mask: Mask, predicted: Mask, spacing_mm: Sequence[float], nearest: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
+    """Signed distance from the true faces `nearest` to the predicted surface; a missed structure is -infinity."""
+    places, side = _faces_mm(mask, predicted, spacing_mm)
+    there, _ = _faces_mm(predicted, predicted, spacing_mm)
+    if not len(there):
+        return np.full(len(nearest), -np.inf, np.float32)
+    tree = cKDTree(there, balanced_tree=False, compact_nodes=False)
+    return np.asarray(tree.query(places[nearest])[0] * side[nearest], np.float32)
+
+
+def _faces_mm(mask: Mask, other: Mask, spacing_mm: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Centres of the faces of `mask`, and whether both voxels at a face lie in `other` (1), neither (-1) or one (0)."""
+    places, sides = [], []
+    for axis in range(3):
+        here, there = (np.moveaxis(volume, axis, 0) for volume in (mask, other))
+        crossing = np.moveaxis(here[1:] != here[:-1], 0, axis)
+        both = np.moveaxis(there[1:].astype(np.int64) + there[:-1] - 1, 0, axis)
+        place = np.argwhere(crossing).astype(float)
+        place[:, axis] += 0.5
+        places.append(place * np.asarray(spacing_mm, float))
+        sides.append(both[crossing])
+    return np.concatenate(places), np.concatenate(sides)
+
+
+def _box(mask: Mask) -> tuple[slice, ...]:
+    filled = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return tuple(slice(int(rows[0]), int(rows[-1]) + 1) for rows in filled)
+
+
+def _join(meshes: Sequence[Mesh]) -> Mesh:
+    none = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32), np.zeros(0, np.float32))
+    meshes = [none, *meshes]
+    starts = np.cumsum([0, *(len(mesh.vertices_mm) for mesh in meshes)])
+    return Mesh(
+        np.concatenate([mesh.vertices_mm for mesh in meshes]),
+        np.concatenate([mesh.faces + start for mesh, start in zip(meshes, starts, strict=False)]).astype(np.int32),
+        np.concatenate([mesh.error_mm for mesh in meshes]),
+    )

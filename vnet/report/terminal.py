@@ -1,0 +1,94 @@
+"""Reports and run summaries on standard output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from vnet.core.config import Config
+from vnet.core.tables import read_table
+from vnet.evaluation.study_tables import read_study
+from vnet.report import run_summary
+from vnet.report.comparison_tables import structures_table
+from vnet.report.files import write_report
+from vnet.report.report import Report, build_report
+from vnet.report.tables import Table
+
+PIPED_COLUMNS = 160
+SHOWN_COLUMNS = (
+    "comparison",
+    "verdict",
+    "difference",
+    "95 % interval",
+    "seed spread",
+    "p (Holm)",
+    "better / worse",
+    "cases",
+)
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print what fits a terminal: fewer columns than the page, two metrics by structure, the headline last."""
+    console = console or terminal()
+    *differences, scores, costs, _ = report.tables()
+    by_structure = structures_table(report.differences, ["dice", "hd95_mm"])
+    for table in [scores, costs, by_structure, *(table.only(*SHOWN_COLUMNS) for table in differences)]:
+        console.print(rich_table(table), "")
+    for line in [*report.headline(), *report.notes()]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_comparison(config: Config) -> None:
+    """Print the comparison of a study's finished runs and write the report below its run folders.
+
+    A run counts from RUN_ROOT where it is finished there, else from results/.
+    """
+    tables = []
+    for arm in config.study.arms:
+        for fold in config.study.folds:
+            for seed in config.study.seeds:
+                place = Path(config.name, arm, f"fold{fold}_seed{seed}", "cases.csv")
+                tables += [
+                    root / place for root in (Path(config.run_root), Path("results")) if (root / place).is_file()
+                ][:1]
+    report = build_report(tables, config.study.comparisons or None, config.study.equivalence_margin)
+    print_report(report)
+    page = write_report(report, Path(config.run_root, config.name, "report"))
+    print(f"report: {page}")
+
+
+def print_run_summary(folder: Path) -> None:
+    """Print what a finished run shows, what to look at next, and the commands to go on with.
+
+    Args:
+        folder: of its tables: RUN_ROOT/NAME/ARM/foldF_seedS, or RUN/evaluation/NAME.
+    """
+    console = terminal()
+    lines = []
+    if read_table(folder / "cases.csv"):
+        study = read_study([folder / "cases.csv"])
+        console.print(rich_table(run_summary.summary_table(study)))
+        lines = ["look at next:", *(f"  {line}" for line in run_summary.next_looks(study))]
+    else:
+        lines = ["no validation case, so no score: the run was trained on all cases"]
+    run = folder.parent.parent if folder.parent.name == "evaluation" else folder
+    for line in [*lines, *run_summary.commands(run)]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def terminal() -> Console:
+    """A console on standard output; off a terminal it is wide enough that no cell is broken."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_COLUMNS)
+
+
+def rich_table(table: Table) -> RichTable:
+    """A table as rich draws it."""
+    shown = RichTable(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
+    for i, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if i < table.first_number else "right")
+    for row in table.rows:
+        shown.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return shown
