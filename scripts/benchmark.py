@@ -13,9 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vnet.commands.cli import Options, finish
-
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # the packages of this checkout, and scripts/
+
+from vnet.commands.exit_codes import run_and_exit  # noqa: E402
+from vnet.commands.parser import CommandParser  # noqa: E402
+
 BENCHMARKS = {
     "getpoint": "boundary points of a mask against the algorithms of 2020",
     "render": "labels at a finer resolution against dense interpolation",
@@ -37,8 +40,8 @@ WITH_RUN = ("render", "refinement")
 
 
 def main(argv: Sequence[str]) -> int:
-    options = Options(prog="benchmark.py", description=__doc__)
-    names = options.add_subparsers(dest="name", metavar="NAME", required=True)
+    parser = CommandParser(prog="benchmark.py", description=__doc__)
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
     for name, purpose in BENCHMARKS.items():
         one = names.add_parser(name, help=purpose, description=purpose)
         one.add_argument("--quick", action="store_true", help="small sizes, under five minutes; nothing is written")
@@ -55,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
             one.add_argument("--case", metavar="NAME", action="append", default=[], help="only this row (repeatable)")
         if name in WITH_RUN:
             one.add_argument("--run", metavar="RUN", type=Path, help="a trained run to measure on")
-    chosen = options.parse_args(argv)
-    sys.path.insert(0, str(REPOSITORY))  # scripts/ belongs to the repository, not to the installed packages
+    chosen = parser.parse_args(argv)
     choice: dict[str, Any] = {"cases": chosen.case} if chosen.name in BY_CASE else {}
     if chosen.name in WITH_RUN:
         choice["trained"] = chosen.run
@@ -95,4 +97,4 @@ def print_rows(rows: list[dict[str, object]], title: str) -> None:
 
 
 if __name__ == "__main__":
-    finish(main)
+    run_and_exit(main, sys.argv[1:])

@@ -15,19 +15,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnet.commands.cli import Options, finish
-
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # the packages of this checkout, and scripts/
+
+from vnet.commands.exit_codes import run_and_exit  # noqa: E402
+from vnet.commands.parser import CommandParser  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:
-    options = Options(prog="figures.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--output", metavar="FOLDER", type=Path, default=REPOSITORY / "docs" / "images")
-    options.add_argument("--run", metavar="RUN", type=Path, help="a run with a head, as of make experiment")
-    options.add_argument("--case", metavar="NAME", help="a case of its validation fold (default: the first)")
-    options.add_argument("--board", metavar="RUNS", type=Path, help="a folder of runs, as runs/quickstart")
-    chosen = options.parse_args(argv)
-    sys.path.insert(0, str(REPOSITORY))  # illustrations/ and benchmarks/ belong to the repository, not to the packages
+    parser = CommandParser(
+        prog="draw_figures.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", metavar="FOLDER", type=Path, default=REPOSITORY / "docs" / "images")
+    parser.add_argument("--run", metavar="RUN", type=Path, help="a run with a head, as of make experiment")
+    parser.add_argument("--case", metavar="NAME", help="a case of its validation fold (default: the first)")
+    parser.add_argument("--board", metavar="RUNS", type=Path, help="a folder of runs, as runs/quickstart")
+    chosen = parser.parse_args(argv)
     from scripts.figures import head, points
 
     chosen.output.mkdir(parents=True, exist_ok=True)
@@ -43,4 +46,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    finish(main)
+    run_and_exit(main, sys.argv[1:])

@@ -1,31 +1,10 @@
-"""Score a trained run: its validation fold, or with --data.root every labelled case of another data set."""
+"""The same as `vnet evaluate`, for a checkout: python scripts/evaluate.py --help"""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from vnet.commands.cli import Options, finish
-
-
-def main(argv: Sequence[str]) -> int:
-    options = Options(
-        prog="evaluate.py",
-        description=__doc__,
-        epilog="Keys of the config may follow, as --data.root OTHER; what differs from the run's own validation goes "
-        "to RUN/evaluation/NAME.",
-    )
-    options.add_argument("run", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS")
-    options.add_argument("--checkpoint", choices=["last", "best"], default="last")
-    chosen, overrides = options.parse_with_overrides(argv)
-    from vnet.core.distributed import is_rank_zero
-    from vnet.report.terminal import print_run_summary
-    from vnet.training.run import evaluate_run
-
-    folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)
-    if is_rank_zero():
-        print_run_summary(folder)
-    return 0
-
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
-    finish(main)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages of this checkout
+    from vnet.commands.main import start
+
+    start("evaluate")

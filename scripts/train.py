@@ -1,30 +1,10 @@
-"""Train one run, or continue it: python scripts/train.py --config configs/quickstart.yaml --arm pointrend_s2"""
+"""The same as `vnet train`, for a checkout: python scripts/train.py --help"""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from vnet.commands.cli import finish
-from vnet.core.config import load_config
-from vnet.core.signals import Preempted, stopping_at_once
-
-
-def main(argv: Sequence[str]) -> int:
-    config = load_config(argv, prog="train.py", description=__doc__)
-    try:
-        with stopping_at_once():
-            from vnet.core.distributed import is_rank_zero
-            from vnet.report.terminal import print_run_summary
-            from vnet.training.run import train_run
-
-            run = train_run(config)
-    except Preempted as stop:
-        print(f"stopped; the same command continues where it stopped: {config.run_folder}", flush=True)
-        return stop.exit_code
-    if is_rank_zero():
-        print_run_summary(run.folder)
-    return 0
-
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
-    finish(main)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages of this checkout
+    from vnet.commands.main import start
+
+    start("train")

@@ -1,13 +1,15 @@
-"""Small phantoms and a config that trains on them in seconds."""
+"""Small data sets, and configs that train on them in seconds."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.errors.world import write_world
 from vnet.data.phantoms.organs import PhantomKind, write_phantoms
 
 TINY = {
@@ -46,3 +48,29 @@ def tiny(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY))
     return ["--config", str(file), "--data.root", str(phantoms), "--threads", "1"]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small data set, a config and a trained run; tests take a copy of it."""
+    from vnet.core.config import load_config
+    from vnet.training.run import train_run
+
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        train_run(load_config(["--config", "tiny.yaml", "--data.root", "data", "--arm", "pointrend_s2"]))
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `template` as the working folder."""
+    folder = tmp_path / "world"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    return folder

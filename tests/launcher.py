@@ -1,4 +1,4 @@
-"""Starts scripts as several processes, quickly: what takes seconds to import is imported once, then forked.
+"""Starts commands as several processes, quickly: what takes seconds to import is imported once, then forked.
 
 Run as a program it answers jobs, one JSON line each: {"argv": [...], "world": n, "fault": {...} or null}. The answer is
 a list of [exit code, stdout, stderr], one a process.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -38,16 +37,16 @@ class Launcher:
         self.server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def run(
-        self, folder: Path, world: int, script: str, *argv: str, fault: dict[str, Any] | None = None
+        self, folder: Path, world: int, command: str, *argv: str, fault: dict[str, Any] | None = None
     ) -> list[Ended]:
-        """Run a script in `folder` as `world` processes of one machine.
+        """Run `vnet COMMAND ARGV` in `folder` as `world` processes of one machine.
 
         Args:
             fault: {"rank": r, "step": s, "kind": name of a function below}: what befalls a process in a step.
         """
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        job = {"argv": [script, *argv], "world": world, "fault": fault, "cwd": str(folder)}
+        job = {"argv": [command, *argv], "world": world, "fault": fault, "cwd": str(folder)}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         return [Ended(*one) for one in json.loads(self.server.stdout.readline())]
@@ -80,13 +79,15 @@ def become(job: dict[str, Any], rank: int, port: int, folder: Path) -> None:
         names = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank}
         names |= {"WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
         os.environ |= {name: str(value) for name, value in names.items()}
-    sys.argv = job["argv"]
+    sys.argv = ["vnet", *job["argv"]]
     os.chdir(job["cwd"])
     code: object = 1
+    from vnet.commands.main import start
+
     try:
         if job["fault"] and job["fault"]["rank"] in (rank, "all"):
             prepare(**job["fault"])
-        runpy.run_path(str(REPOSITORY / "scripts" / job["argv"][0]), run_name="__main__")
+        start()
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -142,7 +143,9 @@ FAULTS = {
 
 if __name__ == "__main__":
     # also what a run imports when it first needs it; nothing is computed, for threads do not survive a fork
-    for name in "training.run inference.label_files report.report report.validation_log report.pictures".split():
+    for (
+        name
+    ) in "commands.main training.run inference.label_files report.report report.validation_log report.pictures".split():
         importlib.import_module(f"vnet.{name}")
     for name in "matplotlib.backends.backend_agg matplotlib.figure monai.transforms skimage.morphology".split():
         importlib.import_module(name)

@@ -46,11 +46,11 @@ class Runs:
         self.words = f"--config {config} --data.root {data} --data.cache {folder}/cache --arm pointrend_s2".split()
         self.words += "--training.batch 6 --threads 1".split()
 
-    def start(self, world: int, script: str, *argv: object, **fault: Any) -> list[Ended]:
-        return self.launcher.run(self.folder, world, script, *map(str, argv), fault=fault or None)
+    def start(self, world: int, command: str, *argv: object, **fault: Any) -> list[Ended]:
+        return self.launcher.run(self.folder, world, command, *map(str, argv), fault=fault or None)
 
     def train(self, world: int, run_root: object, *argv: object, **fault: Any) -> list[Ended]:
-        return self.start(world, "train.py", *self.words, "--run_root", run_root, *argv, **fault)
+        return self.start(world, "train", *self.words, "--run_root", run_root, *argv, **fault)
 
     def __getitem__(self, run_root: object) -> Path:
         return self.folder / str(run_root) / RUN
@@ -119,7 +119,7 @@ def test_a_process_may_have_no_case_to_score(runs: Runs) -> None:
     before = {name: (runs[3] / name).read_text() for name in ("cases.csv", "refinement.csv")}
     for name in before:
         (runs[3] / name).unlink()
-    assert codes(runs.start(1, "evaluate.py", runs[3])) == [0]
+    assert codes(runs.start(1, "evaluate", runs[3])) == [0]
     assert {name: (runs[3] / name).read_text() for name in before} == before
 
 
@@ -189,19 +189,19 @@ def test_all_processes_drop_a_step_that_one_finds_bad(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "message"),
+    ("command", "words", "message"),
     [
-        ("train.py", "--training.batch 3", "training.batch must be a multiple of the 2 processes, which share it, got"),
-        ("train.py", "--network.norm batch", "network.norm batch takes its statistics over the whole batch"),
-        ("train.py", "--data.fol 1", "unknown key data.fol; did you mean data.fold?"),  # before they are joined
-        ("train.py", "--data.root nowhere", "nowhere"),  # met by the first process
-        ("experiment.py", "", "started as 2 processes, but it starts the runs itself"),
+        ("train", "--training.batch 3", "training.batch must be a multiple of the 2 processes, which share it, got"),
+        ("train", "--network.norm batch", "network.norm batch takes its statistics over the whole batch"),
+        ("train", "--data.fol 1", "unknown key data.fol; did you mean data.fold?"),  # before they are joined
+        ("train", "--data.root nowhere", "nowhere"),  # met by the first process
+        ("experiment", "", "started as 2 processes, but it starts the runs itself"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused_in_one_line(
-    script: str, words: str, message: str, runs: Runs
+    command: str, words: str, message: str, runs: Runs
 ) -> None:
-    ended = runs.start(2, script, *runs.words, "--run_root", "refused", *words.split())
+    ended = runs.start(2, command, *runs.words, "--run_root", "refused", *words.split())
     assert codes(ended) == [2, 2]
     (line,) = lines(ended)
     assert message in line
@@ -215,7 +215,7 @@ def test_prediction_is_shared(runs: Runs, tmp_path: Path) -> None:
         (images / file.name).write_bytes(b"torn" if number == 2 else file.read_bytes())
     where = ["--input", images, "--threads", "1", "--output"]
     for world in (1, 2):
-        ended = runs.start(world, "predict.py", runs[1], *where, tmp_path / str(world))
+        ended = runs.start(world, "predict", runs[1], *where, tmp_path / str(world))
         assert codes(ended) == [2] * world
         assert len(lines(ended)) == 1  # of the torn file
     one, two = (sorted((tmp_path / world).iterdir()) for world in ("1", "2"))
@@ -277,11 +277,11 @@ def test_shares_come_back_in_order() -> None:
 
 
 def test_torchrun_trains_is_stopped_and_one_process_continues(runs: Runs) -> None:
-    """As a user types it: `torchrun --nproc_per_node 2 scripts/train.py --config ...`."""
+    """As a user types it: `torchrun --nproc_per_node 2 -m vnet train --config ...`."""
     words = "--training.steps 60 --training.checkpoint_every 1 --training.validate_every 0".split()
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    train = [str(REPOSITORY / "scripts/train.py"), *runs.words, "--run_root", "torchrun", *words]
+    train = ["-m", "vnet", "train", *runs.words, "--run_root", "torchrun", *words]
     pipe = subprocess.PIPE
     process = subprocess.Popen([*launch, *train], cwd=runs.folder, env=env, stdout=pipe, stderr=pipe)
     last = runs["torchrun"] / "checkpoints/last.ckpt"

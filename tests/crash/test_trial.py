@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,17 +14,18 @@ import pytest
 import torch
 
 from tests.crash.child import MOMENTS, NAMES, part_of
+from tests.crash.kill_trainings import main
 from tests.crash.same import differences
-from tests.errors.world import RUN, SCRIPTS, run_script
+from tests.crash.trial import REPOSITORY
+from tests.errors.world import RUN
+from vnet.core.errors import InputError
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
 
 
 def test_killed_runs_end_with_the_same_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """`python scripts/faults.py`, in short: one kill in the middle of a file, one at a random time."""
-    words = ["--kills", "2", "--steps", "6", "--threads", "1", "--output", str(tmp_path / "kept")]
-    code, out, err = run_script("faults.py", words, capsys)
-    assert code == 0, err
-    assert out.splitlines()[-1] == "2 of 2 resumed to identical bits"
+    """`python -m tests.crash.kill_trainings`, in short: one kill while a file is written, one at a random time."""
+    assert main(["--kills", "2", "--steps", "6", "--threads", "1", "--output", str(tmp_path / "kept")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 of 2 resumed to identical bits"
     passed = {(moment, name) for moment, name, _ in json.loads((tmp_path / "kept/places.json").read_text())}
     assert {(MOMENTS[0], name) for name in NAMES} <= passed
     assert {(moment, "last.ckpt") for moment in MOMENTS} <= passed
@@ -107,12 +109,16 @@ def test_a_child_dies_at_the_place_and_leaves_a_torn_file(tmp_path: Path) -> Non
         "for _ in range(2):\n    with open('metrics.csv', 'wb') as file:\n        file.write(b'12345678')\n"
     )
     words = [sys.executable, "-m", "tests.crash.child", MOMENTS[0], "metrics.csv", "2", str(script)]
-    done = subprocess.run(words, cwd=tmp_path, check=False)
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "metrics.csv").read_bytes() == b"1234"
 
 
-def test_the_folder_named_must_be_new(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run_script("faults.py", ["--kills", "1", "--output", "data"], capsys)
-    assert (code, err) == (2, "error: --output data: is there already; name a new folder\n")
-    assert (SCRIPTS / "faults.py").is_file()
+def test_the_folder_named_must_be_new(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is there already; name a new folder"):
+        main(["--kills", "1", "--output", str(tmp_path)])
+
+
+def test_there_must_be_something_to_kill() -> None:
+    with pytest.raises(InputError, match="--kills and --steps must be 1 or more and --seed 0 or more, got"):
+        main(["--kills", "0"])

@@ -22,6 +22,7 @@ from vnet.core.errors import RunFault
 from vnet.core.progress import Bar
 from vnet.data.phantoms.organs import PhantomKind, write_phantoms
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 TWICE_EVERY = 3  # of so many runs one is killed again while it continues
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"root": "../data"},
@@ -86,7 +87,7 @@ class Bench:
         return place
 
     def draw(self, rng: np.random.Generator, *, by_time: bool) -> Moment:
-        """A moment: any time from the first file on, or any place, the rare ones as likely as the frequent."""
+        """A moment: any time from the first file on, or any place; rare places are as likely as frequent ones."""
         if by_time:
             begin = 0.9 * self.first_file
             return Moment(seconds=begin + float(rng.random()) * (self.seconds - begin))
@@ -97,7 +98,9 @@ class Bench:
         """The training command in a working folder, as a user would type it or in the wrapper."""
         with (place / "out.txt").open("ab") as out, (place / "err.txt").open("wb") as err:
             command = [*(wrapper or [sys.executable]), str(self.script), *self.words]
-            return subprocess.Popen(command, cwd=place, stdout=out, stderr=err, start_new_session=True)
+            # the wrapper is a module of this repository, the working folder another one
+            env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+            return subprocess.Popen(command, cwd=place, env=env, stdout=out, stderr=err, start_new_session=True)
 
     def finish(self, process: subprocess.Popen[bytes], place: Path) -> None:
         """Wait for the end of a run that nothing disturbs.

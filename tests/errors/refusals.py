@@ -1,5 +1,5 @@
 """Every rule that refuses: what is wrong, the command, the line it ends with, the exit code. One list, read by
-`test_refusals.py` and by `table.py`, which makes docs/refusals.md of it.
+`test_refusals.py` and by `table.py`, which writes docs/errors.md from it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import pytest
 
 from tests.errors.world import RUN, SIZE, describe, read_volume, set_header, write_volume
 
-CHECK = "data.py check data"
-TRAIN = "train.py --config tiny.yaml --data.root data"
+CHECK = "vnet data check data"
+TRAIN = "vnet train --config tiny.yaml --data.root data"
 GO_ON = f"{TRAIN} --arm pointrend_s2"
-PREDICT = f"predict.py {RUN} --input data/imagesTr --output out"
-EVALUATE = f"evaluate.py {RUN}"
-COMPARE = "compare.py runs/tiny"
+PREDICT = f"vnet predict {RUN} --input data/imagesTr --output out"
+EVALUATE = f"vnet evaluate {RUN}"
+COMPARE = "vnet compare runs/tiny"
 IMAGE, LABEL = "data/imagesTr/b.nii.gz", "data/labelsTr/b.nii.gz"
 
 
@@ -190,7 +190,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CONFIG = [
-    Refusal("a misspelt key", "train.py --data.fol 1", "command line: unknown key data.fol; did you mean data.fold?"),
+    Refusal("a misspelt key", "vnet train --data.fol 1", "command line: unknown key data.fol; did you mean data.fold?"),
     Refusal(
         "a misspelt key in the file",
         TRAIN,
@@ -203,10 +203,10 @@ CONFIG = [
         "tiny.yaml: study.arms.mine: unknown key network.widht; did you mean network.width?",
         config("study: {arms: {mine: {network: {widht: 8}}}}"),
     ),
-    Refusal("a key without value", "train.py --training.steps", "command line: ..."),
+    Refusal("a key without value", "vnet train --training.steps", "command line: ..."),
     Refusal(
         "null where a key must have a value",
-        "train.py --config tiny.yaml",
+        "vnet train --config tiny.yaml",
         "tiny.yaml: seed must have a value, got null; leave the key out for its default",
         config("seed: null\n"),
     ),
@@ -272,7 +272,7 @@ CONFIG = [
     ),
     Refusal(
         "no such config",
-        "train.py --config none.yaml",
+        "vnet train --config none.yaml",
         "none.yaml: cannot be read (No such file or directory); name an existing config file",
     ),
     Refusal(
@@ -288,9 +288,14 @@ CONFIG = [
     ),
     Refusal(
         "a comparison of an arm that is none",
-        "experiment.py --config tiny.yaml",
+        "vnet experiment --config tiny.yaml",
         "tiny.yaml: study.comparisons must be `A - B` of the arms ..., got dense - nobody",
         config("study: {comparisons: [dense - nobody]}"),
+    ),
+    Refusal(
+        "an equivalence margin below 0",
+        "vnet experiment --study.equivalence_margin -1",
+        "command line: study.equivalence_margin must be 0 or more, got -1.0",
     ),
     Refusal(
         "a name that leaves run_root", f"{TRAIN} --name ../x", "tiny.yaml: name must be a plain folder name, got '../x'"
@@ -338,7 +343,7 @@ CONFIG = [
     ),
     Refusal(
         "no data set",
-        "train.py",
+        "vnet train",
         "data.root: no data set named; add --data.root FOLDER (Decathlon or nnU-Net raw layout)",
     ),
     Refusal(
@@ -350,11 +355,13 @@ CONFIG = [
 
 DATA_SET = [
     Refusal(
-        "no such data set", "data.py check nowhere", "nowhere: no such folder; name the folder that holds dataset.json"
+        "no such data set",
+        "vnet data check nowhere",
+        "nowhere: no such folder; name the folder that holds dataset.json",
     ),
     Refusal(
         "no dataset.json",
-        "data.py check data/imagesTr",
+        "vnet data check data/imagesTr",
         "data/imagesTr/dataset.json: no such file; name a folder in the Decathlon or nnU-Net raw layout",
     ),
     Refusal(
@@ -765,7 +772,7 @@ RUNS = [
     ),
     Refusal(
         "no run",
-        "evaluate.py data",
+        "vnet evaluate data",
         "data: not a run (no config.yaml and run.json); name a folder RUN_ROOT/NAME/ARM/foldF_seedS",
     ),
     Refusal("a run whose config is damaged", PREDICT, f"{RUN}/config.yaml: ...", text(RUN / "config.yaml", "a: [")),
@@ -790,15 +797,15 @@ RUNS = [
         "data: 2 channels, the network reads 1; name a data set of the same kind",
         two_channels,
     ),
-    Refusal("no input", f"predict.py {RUN} --input none --output out", "--input none: no such file or folder"),
+    Refusal("no input", f"vnet predict {RUN} --input none --output out", "--input none: no such file or folder"),
     Refusal(
         "an input without volumes",
-        f"predict.py {RUN} --input data --output out",
+        f"vnet predict {RUN} --input data --output out",
         "--input data: no NIfTI file (.nii.gz or .nii) there",
     ),
     Refusal(
         "labels in the place of their images",
-        f"predict.py {RUN} --input data/imagesTr --output data/imagesTr",
+        f"vnet predict {RUN} --input data/imagesTr --output data/imagesTr",
         "--output data/imagesTr: a.nii.gz there is the image itself; name another folder",
     ),
     Refusal(
@@ -815,10 +822,10 @@ RUNS = [
     ),
     Refusal(
         "a file in the place of the output folder",
-        f"predict.py {RUN} --input data/imagesTr --output tiny.yaml",
+        f"vnet predict {RUN} --input data/imagesTr --output tiny.yaml",
         "tiny.yaml: a file stands where a folder is needed; name another folder",
     ),
-    Refusal("a comparison of nothing", "compare.py data", "data: ..."),
+    Refusal("a comparison of nothing", "vnet compare data", "data: ..."),
     Refusal("a table that is none", COMPARE, f"{RUN}/cases.csv: ...", text(RUN / "cases.csv", b"\x00\xff" * 40)),
     Refusal(
         "a table that lacks columns",
@@ -828,20 +835,15 @@ RUNS = [
     ),
     Refusal("a margin below 0", f"{COMPARE} --margin -1", "the margin must be a Dice of 0 or more, got -1.0"),
     Refusal(
-        "phantoms over a data set", "data.py phantoms data", "data: is there already; name a new folder or remove it"
+        "phantoms over a data set", "vnet data phantoms data", "data: is there already; name a new folder or remove it"
     ),
-    Refusal("phantoms without organs", "data.py phantoms new --organs 0", "organs must lie in 1 to 200, got 0"),
+    Refusal("phantoms without organs", "vnet data phantoms new --organs 0", "organs must lie in 1 to 200, got 0"),
     Refusal(
         "a download of no task",
-        "data.py download Task99_Nothing new",
+        "vnet data download Task99_Nothing new",
         "no Decathlon task 'Task99_Nothing'; name one of Task01_BrainTumour, ...",
     ),
-    Refusal("a word that no script knows", "data.py destroy data", "command line: ...; see --help"),
-    Refusal(
-        "a fault test of no kills",
-        "faults.py --kills 0",
-        "command line: --kills and --steps must be 1 or more and --seed 0 or more, got ['--kills', '0']; see --help",
-    ),
+    Refusal("a word that no command knows", "vnet data destroy data", "command line: ...; see --help"),
 ]
 
 GROUPS = {"Config": CONFIG, "Data set": DATA_SET, "Volumes": VOLUMES, "Runs, checkpoints and commands": RUNS}

@@ -1,4 +1,4 @@
-"""Write docs/refusals.md from the tests' own list: python -m tests.errors.table"""
+"""Write docs/errors.md from the tests' own list: python -m tests.errors.table"""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tests.errors.refusals import GROUPS
 
-PAGE = Path(__file__).parents[2] / "docs" / "refusals.md"
-HEAD = """# What is refused, and how it is said
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+HEAD = """# Errors
 
-Every rule below is a test (`tests/faults`): the command ends with this line on stderr and exit code 2, without a
-traceback, and no file that was there before is touched. `...` stands for what depends on the machine or is long.
-Made by `python -m tests.errors.table`; do not edit by hand.
+Each row is a test (`tests/errors`): the command prints this line on stderr, without a traceback, ends with exit code 2
+and leaves every file as it was. `...` stands for text that depends on the machine or is long. `python -m
+tests.errors.table` writes this page.
 """
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.errors.refusals import Bomb
-from tests.errors.world import RUN, describe, run_script, tree
+from tests.errors.world import RUN, describe, run_vnet, tree
 from vnet.core.config import load_config
 from vnet.core.errors import InputError
 
@@ -67,26 +67,26 @@ def test_nothing_is_written_outside_of_what_is_named(
     data = tree(world / "data")
     study = [*TRAIN[:4], "--name", "kept", "--study.keep", "true", "--study.arms", "{dense: {}}", "--threads", "1"]
     commands = [
-        ("train.py", [*TRAIN, "--name", "other", "--data.cache", "apart"], ("runs", "apart")),
-        ("evaluate.py", [str(RUN), "--points.refine", "false"], ("runs",)),
-        ("predict.py", [str(RUN), "--input", "data/imagesTr", "--output", "out"], ("out",)),
-        ("compare.py", ["runs/tiny", "--output", "report"], ("report",)),
-        ("data.py", ["phantoms", "made", "--count", "2", "--size", "12", "12", "12"], ("made", ".made.part")),
-        ("data.py", ["check", "data"], ()),
-        ("experiment.py", study, ("runs", "results")),
+        ("train", [*TRAIN, "--name", "other", "--data.cache", "apart"], ("runs", "apart")),
+        ("evaluate", [str(RUN), "--points.refine", "false"], ("runs",)),
+        ("predict", [str(RUN), "--input", "data/imagesTr", "--output", "out"], ("out",)),
+        ("compare", ["runs/tiny", "--output", "report"], ("report",)),
+        ("data", ["phantoms", "made", "--count", "2", "--size", "12", "12", "12"], ("made", ".made.part")),
+        ("data", ["check", "data"], ()),
+        ("experiment", study, ("runs", "results")),
     ]
-    for script, words, allowed in commands:
+    for command, words, allowed in commands:
         with written() as paths:
-            code, _, err = run_script(script, words, capsys)
+            code, _, err = run_vnet(command, words, capsys)
         assert code == 0, err
-        assert outside(paths, world, *allowed) == [], script
+        assert outside(paths, world, *allowed) == [], command
     assert tree(world / "data") == data
 
 
 def test_links_are_followed_for_reading(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.move("data/imagesTr", "elsewhere")
     Path("data/imagesTr").symlink_to(Path("elsewhere").resolve())
-    assert run_script("data.py", ["check", "data"], capsys)[0] == 0
+    assert run_vnet("data", ["check", "data"], capsys)[0] == 0
 
 
 def test_a_link_is_not_written_through(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_a_link_is_not_written_through(world: Path, capsys: pytest.CaptureFixtur
     Path("precious.nii.gz").write_text("mine")
     Path("out").mkdir()
     Path("out/b.nii.gz").symlink_to(Path("precious.nii.gz").resolve())
-    assert run_script("predict.py", [str(RUN), "--input", "data/imagesTr", "--output", "out"], capsys)[0] == 0
+    assert run_vnet("predict", [str(RUN), "--input", "data/imagesTr", "--output", "out"], capsys)[0] == 0
     assert Path("precious.nii.gz").read_text() == "mine"
     assert not Path("out/b.nii.gz").is_symlink()
 
@@ -103,12 +103,12 @@ def test_a_pickle_is_not_run(world: Path, capsys: pytest.CaptureFixture[str]) ->
     import torch
 
     torch.save(Bomb(), RUN / "checkpoints/last.ckpt")
-    for script, words in (
-        ("predict.py", [str(RUN), "--input", "data/imagesTr", "--output", "out"]),
-        ("evaluate.py", [str(RUN)]),
-        ("train.py", [*TRAIN, "--name", "third", "--training.init_from", str(RUN / "checkpoints/last.ckpt")]),
+    for command, words in (
+        ("predict", [str(RUN), "--input", "data/imagesTr", "--output", "out"]),
+        ("evaluate", [str(RUN)]),
+        ("train", [*TRAIN, "--name", "third", "--training.init_from", str(RUN / "checkpoints/last.ckpt")]),
     ):
-        code, _, err = run_script(script, words, capsys)
+        code, _, err = run_vnet(command, words, capsys)
         assert code == 2
         assert "holds more than tensors and plain values" in err
     assert not Path("harmed").exists()
@@ -122,7 +122,7 @@ def test_yaml_tags_are_not_followed_in_any_file(tag: str, world: Path, capsys: p
     with pytest.raises(InputError):
         load_config(["--config", "tiny.yaml", "--name", f"!!python/{tag}"])
     (RUN / "config.yaml").write_text(f"name: !!python/{tag}")
-    code, _, err = run_script("evaluate.py", [str(RUN)], capsys)
+    code, _, err = run_vnet("evaluate", [str(RUN)], capsys)
     assert (code, err.count("\n")) == (2, 1)
     assert not Path("harmed").exists()
 
@@ -148,18 +148,18 @@ def test_strange_names_reach_terminal_and_report_harmless(world: Path, capsys: p
         training=[{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in cases],
     )
     Path("data/splits.json").write_text(json.dumps({"folds": [{"train": cases[2:], "val": cases[:2]}]}))
-    assert run_script("data.py", ["check", "data"], capsys)[0] == 0
+    assert run_vnet("data", ["check", "data"], capsys)[0] == 0
     for arm in ("dense", "pointrend_s2"):
-        code, _, err = run_script("train.py", [*TRAIN, "--arm", arm, "--name", "strange"], capsys)
+        code, _, err = run_vnet("train", [*TRAIN, "--arm", arm, "--name", "strange"], capsys)
         assert (code, err) == (0, "")
-    code, out, err = run_script("compare.py", ["runs/strange", "--output", "report"], capsys)
+    code, out, err = run_vnet("compare", ["runs/strange", "--output", "report"], capsys)
     assert (code, err) == (0, "")
     assert STRANGE in out
     page = Path("report/report.html").read_text()
     assert html.escape(STRANGE) in page
     assert "<img src=x" not in page
-    code, out, err = run_script(
-        "predict.py", ["runs/strange/dense/fold0_seed0", "--input", "data/imagesTr", "--output", "out"], capsys
+    code, out, err = run_vnet(
+        "predict", ["runs/strange/dense/fold0_seed0", "--input", "data/imagesTr", "--output", "out"], capsys
     )
     assert (code, err) == (0, "")
 
@@ -168,17 +168,17 @@ def test_file_names_cannot_move_the_cursor(world: Path, capsys: pytest.CaptureFi
     Path("in").mkdir()
     shutil.copy("data/imagesTr/a.nii.gz", "in/a\x1b[2J\nb.nii.gz")
     Path("in/c\x1b[2J\nd.nii.gz").write_bytes(b"no volume")
-    code, out, err = run_script("predict.py", [str(RUN), "--input", "in", "--output", "out"], capsys)
+    code, out, err = run_vnet("predict", [str(RUN), "--input", "in", "--output", "out"], capsys)
     assert code == 2
     assert err.count("\n") == 1
     assert "\x1b" not in out + err
-    code, out, err = run_script("data.py", ["check", "in\x1b[2J"], capsys)
+    code, out, err = run_vnet("data", ["check", "in\x1b[2J"], capsys)
     assert code == 2
     assert "\x1b" not in out + err
 
 
 def test_the_report_may_load_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_script("compare.py", ["runs/tiny", "--output", "report"], capsys)[0] == 0
+    assert run_vnet("compare", ["runs/tiny", "--output", "report"], capsys)[0] == 0
     page = Path("report/report.html").read_text()
     assert "Content-Security-Policy\" content=\"default-src 'none';" in page
     assert "<script" not in page

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.errors.refusals import IMAGE, LABEL, poison
-from tests.errors.world import SIZE, describe, read_volume, run_script, set_header, tree, write_volume
+from tests.errors.world import SIZE, describe, read_volume, run_vnet, set_header, tree, write_volume
 from vnet.model.checkpoints import read_checkpoint
 
 TRAIN = "--config tiny.yaml --data.root data --name odd --training.validate_every 1".split()
@@ -102,7 +102,7 @@ ODD += [one_huge_voxel, hounsfield, constant_hounsfield, negative_spacing]
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.__name__)
 def test_odd_volumes_are_trained_on_and_scored(odd, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd()
-    code, _, err = run_script("train.py", [*TRAIN, "--arm", "pointrend_s2"], capsys)
+    code, _, err = run_vnet("train", [*TRAIN, "--arm", "pointrend_s2"], capsys)
     assert (code, err) == (0, "")
     state = read_checkpoint(RUN / "checkpoints/last.ckpt")
     assert state["progress"]["bad_steps"] == 0
@@ -118,7 +118,7 @@ def test_odd_volumes_are_trained_on_and_scored(odd, world: Path, capsys: pytest.
 def test_a_class_absent_from_the_fold_is_blank_and_not_1(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Blank where neither truth nor prediction has it, 0 where it is hallucinated."""
     absent_class()
-    assert run_script("train.py", [*TRAIN, "--arm", "pointrend_s2"], capsys)[0] == 0
+    assert run_vnet("train", [*TRAIN, "--arm", "pointrend_s2"], capsys)[0] == 0
     with (RUN / "cases.csv").open() as file:
         far = [row for row in csv.DictReader(file) if row["structure"] == "far"]
     assert far
@@ -139,7 +139,7 @@ def test_too_many_steps_that_are_not_finite(
 ) -> None:
     poison(monkeypatch)
     words = [*TRAIN, "--training.steps", "4", "--training.max_bad_steps", "2", "--training.validate_every", "0"]
-    code, _, err = run_script("train.py", [*words, "--arm", "pointrend_s2"], capsys)
+    code, _, err = run_vnet("train", [*words, "--arm", "pointrend_s2"], capsys)
     assert code == 3
     wanted = (
         rf"error: {RUN}: 3 steps with a non-finite loss or gradient, the last at step 2 with cases \w, \w "
@@ -150,14 +150,14 @@ def test_too_many_steps_that_are_not_finite(
     assert (state["progress"]["step"], state["progress"]["bad_steps"]) == (2, 2)
     monkeypatch.undo()
     monkeypatch.chdir(world)
-    code, _, err = run_script("train.py", [*words, "--arm", "pointrend_s2"], capsys)
+    code, _, err = run_vnet("train", [*words, "--arm", "pointrend_s2"], capsys)
     assert (code, err) == (0, "")
 
 
 def test_a_learning_rate_that_explodes_is_stopped_and_told(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*TRAIN, "--arm", "dense", "--training.learning_rate", "1e38", "--training.steps", "30"]
     words += ["--training.max_bad_steps", "3", "--training.validate_every", "0"]
-    code, _, err = run_script("train.py", words, capsys)
+    code, _, err = run_vnet("train", words, capsys)
     assert code == 3
     assert err.count("\n") == 1
     assert "4 steps with a non-finite loss or gradient" in err
@@ -168,5 +168,5 @@ def test_refusing_leaves_what_was_there(world: Path, capsys: pytest.CaptureFixtu
     write_volume(Path(LABEL), np.full(SIZE, 9, np.uint8))
     before = tree(world / "runs/tiny")
     words = ["--config", "tiny.yaml", "--data.root", "data", "--arm", "pointrend_s2"]
-    assert run_script("train.py", words, capsys)[0] == 2
+    assert run_vnet("train", words, capsys)[0] == 2
     assert tree(world / "runs/tiny") == before

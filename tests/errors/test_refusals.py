@@ -10,7 +10,7 @@ import pytest
 
 from tests.errors.refusals import GROUPS, Refusal
 from tests.errors.table import PAGE, page
-from tests.errors.world import run_script, tree
+from tests.errors.world import run_vnet, tree
 
 RULES = [pytest.param(rule, id=rule.what.replace(" ", "_")) for rules in GROUPS.values() for rule in rules]
 # what a command may leave though it refuses: the check of its data, kept to save time; labels of sound images
@@ -25,8 +25,8 @@ def pattern(message: str) -> str:
 def test_each_rule_refuses_in_one_line(rule: Refusal, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule.plant()
     before = tree(world)
-    script, *words = shlex.split(rule.command)
-    code, out, err = run_script(script, words, capsys)
+    _, command, *words = shlex.split(rule.command)
+    code, out, err = run_vnet(command, words, capsys)
     lines = err.splitlines()
     assert re.fullmatch("error: " + pattern(rule.message), lines[0]), err
     assert len(lines) == 1, err

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.same import differences
-from tests.errors.world import run_script
+from tests.errors.world import run_vnet
 from vnet.data.batches import TrainingBatches
 from vnet.model.checkpoints import read_checkpoint
 from vnet.training.trainer import Trainer
@@ -90,7 +90,7 @@ def out_of_memory(patch: pytest.MonkeyPatch) -> None:
 
 
 def train(capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    return run_script("train.py", WORDS, capsys)
+    return run_vnet("train", WORDS, capsys)
 
 
 def strike(deed: Deed, patch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,10 @@
-"""A small data set, config and trained run in a working folder, and the scripts run in it as from a shell."""
+"""A small data set, config and trained run in a working folder, and `vnet` run in it as from a shell."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import json
-import sys
-from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
-from vnet.commands.cli import finish
+from vnet.commands.exit_codes import run_and_exit
+from vnet.commands.main import main
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = "abcde"
 SIZE = (9, 10, 12)  # x, y, z in the file
 CONFIG = {
@@ -84,24 +81,10 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def script_main(name: str) -> Callable[[list[str]], int]:
-    spec = spec_from_file_location(name.removesuffix(".py") + "_script", SCRIPTS / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def run_script(name: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a script in this process, ended as the shell sees it."""
-    before, sys.argv = sys.argv, [name, *words]
+def run_vnet(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `vnet COMMAND WORDS` in this process, ended as the shell sees it."""
     capsys.readouterr()
-    try:
-        finish(script_main(name))
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        sys.argv = before
+    with pytest.raises(SystemExit) as end:
+        run_and_exit(main, [command, *words])
     shown = capsys.readouterr()
-    return code, shown.out, shown.err
+    return int(end.value.code or 0), shown.out, shown.err

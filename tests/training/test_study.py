@@ -17,7 +17,6 @@ from vnet.core.errors import InputError
 from vnet.training.study import StudyStopped, run_forwarding_signals, run_study, study_configs
 
 ROOT = Path(__file__).parents[2]
-TRAIN = ROOT / "scripts" / "train.py"
 
 
 def test_every_arm_fold_and_seed_is_a_run(tiny: list[str]) -> None:
@@ -30,13 +29,13 @@ def test_every_arm_fold_and_seed_is_a_run(tiny: list[str]) -> None:
 def test_a_bad_arm_is_named_before_the_first_run(tiny: list[str], tmp_path: Path) -> None:
     words = [*tiny, "--study.arms", "{dense: {}, pointrend_s2: {network: {width: -1}}}"]
     with pytest.raises(InputError, match="network.width must be 1 or more, got -1"):
-        run_study(words, TRAIN)
+        run_study(words)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_study_runs_keeps_and_skips(tiny: list[str], phantoms: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = [*tiny, "--study.keep", "true"]
-    config = run_study(words, TRAIN)
+    config = run_study(words)
     kept = sorted(path.relative_to("results/tiny").as_posix() for path in Path("results/tiny").rglob("cases.csv"))
     assert kept == ["dense/fold0_seed0/cases.csv", "pointrend_s2/fold0_seed0/cases.csv"]
     assert not list(Path("results").rglob("*.ckpt"))
@@ -45,7 +44,7 @@ def test_a_study_runs_keeps_and_skips(tiny: list[str], phantoms: Path, capfd: py
     assert len(list(Path("results").rglob("pictures/*.png"))) >= 2
     assert "root: DATA/phantoms\n" in Path("results/tiny/dense/fold0_seed0/config.yaml").read_text()
     capfd.readouterr()
-    run_study([*words, "--run_root", "fresh"], TRAIN)
+    run_study([*words, "--run_root", "fresh"])
     assert capfd.readouterr().out.count("done;") == 2
     assert not list(Path("fresh").rglob("*.ckpt"))
     assert config.name == "tiny"
@@ -53,7 +52,7 @@ def test_a_study_runs_keeps_and_skips(tiny: list[str], phantoms: Path, capfd: py
 
 def test_a_run_that_fails_stops_the_study_with_its_exit_code(tiny: list[str]) -> None:
     with pytest.raises(StudyStopped, match="ended with exit code 2; the same command goes on") as stop:
-        run_study([*tiny, "--data.root", "nowhere"], TRAIN)
+        run_study([*tiny, "--data.root", "nowhere"])
     assert stop.value.exit_code == 2
 
 

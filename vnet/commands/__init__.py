@@ -1,1 +1,1 @@
-"""The `vnet` command and how every command starts and ends."""
+"""The `vnet` command: `main` chooses a command, each other module with a `main(argv)` is one."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import vnet
 from vnet.core.config import Config, load_config
 from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError
@@ -29,7 +31,7 @@ def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, 
         yield load_config(words, check_arms=False), words
 
 
-def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
+def run_study(argv: Sequence[str], **kwargs: Any) -> Config:
     """Make every run of the study that is not done, each in a process of its own (its memory is its own, too), and
     keep its tables in results/ where the study asks for it.
 
@@ -43,7 +45,7 @@ def run_study(argv: Sequence[str], train_script: Path, **kwargs: Any) -> Config:
     runs = list(study_configs(argv, **kwargs))
     for number, (config, words) in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
-        exit_code = run_forwarding_signals([sys.executable, str(train_script), *words])
+        exit_code = run_forwarding_signals(vnet_command("train", *words), vnet_environment())
         if exit_code:
             raise StudyStopped(config, exit_code)
         if config.study.keep and not (config.results_folder / "cases.csv").is_file():
@@ -55,18 +57,37 @@ def require_alone() -> None:
     """Raises `InputError` under torchrun or srun: each run of a study is started from here, once."""
     if (world := rank_info().world_size) > 1:
         raise InputError(
-            f"experiment.py: started as {world} processes, but it starts the runs itself, one after the other; train "
-            "each arm with torchrun and scripts/train.py, then start experiment.py once, which skips what is done"
+            f"vnet experiment: started as {world} processes, but it starts the runs itself, one after the other; train "
+            "each arm with torchrun -m vnet train, then start vnet experiment once, which skips what is done"
         )
 
 
-def run_forwarding_signals(words: Sequence[str]) -> int:
+def vnet_command(*words: str) -> list[str]:
+    """The words of `vnet ...` for this Python."""
+    # -P: the working folder is not searched for modules, as with the command `vnet` itself
+    return [sys.executable, "-P", "-m", "vnet", *words]
+
+
+def vnet_environment() -> dict[str, str]:
+    """The environment in which `vnet_command` finds this package.
+
+    An installed package is found anyway. The folder of a checkout is added; a folder of installed packages must not be,
+    since it would come before the standard library.
+    """
+    root = Path(vnet.__file__).parents[1]
+    path = os.environ.get("PYTHONPATH")
+    if not (root / "pyproject.toml").is_file():
+        return dict(os.environ)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *([path] if path else [])])}
+
+
+def run_forwarding_signals(words: Sequence[str], env: Mapping[str, str] | None = None) -> int:
     """Run a command to its end, passing signals on, so that a run writes its checkpoint and the study ends after it.
 
     The command has a process group of its own: Ctrl-C reaches it once, through here, and not a second time from the
     terminal.
     """
-    process = subprocess.Popen(words, process_group=0)
+    process = subprocess.Popen(words, env=env, process_group=0)
 
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)

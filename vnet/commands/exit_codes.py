@@ -1,14 +1,13 @@
-"""How every script starts and ends: one line a fault on stderr, an exit code, no traceback for what a user can mend."""
+"""How a command ends: its exit code, and one line on stderr for a fault that the user can mend."""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from vnet.core.distributed import claim_error_report, is_lost_peer, is_rank_zero, peer_exit_code, shutdown
 from vnet.core.errors import InputError, RunFault
@@ -17,17 +16,17 @@ INTERRUPTED = 130
 LOST = "another process ended without a word (killed, or out of memory?); the same command continues the run"
 
 
-def finish(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run `main` on the command line and exit.
+def run_and_exit(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
+    """Run `main(argv)` and exit with its code.
 
     Exit codes: 0 done; 2 bad input or config, or a full disk; 3 stopped by a fault while running; 75 preempted and
-    resumable; 130 interrupted and resumable. Of several processes the first alone writes to stdout, and one alone
-    reports a fault.
+    resumable; 130 interrupted and resumable. Of several processes only rank 0 writes to stdout, and only one reports a
+    fault.
     """
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the life of the process
     try:
-        code = outcome(main)
+        code = exit_code(main, argv)
     except BaseException:
         shutdown(1)
         raise
@@ -35,17 +34,17 @@ def finish(main: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
-def outcome(main: Callable[[Sequence[str]], int]) -> int:
-    """The exit code of `main`, its fault reported."""
+def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run `main(argv)`, print its error in one line, return the exit code."""
     try:
-        code = main(sys.argv[1:])
+        code = main(argv)
         sys.stdout.flush()
     except InputError as error:
         code = fail(error.report(), error.exit_code)
     except KeyboardInterrupt:
         code = fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     except BrokenPipeError:
-        # the reader of a pipe (`| head`) has gone: nothing is left to say
+        # the reader of a pipe (`| head`) has ended: the rest of the output has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
@@ -66,36 +65,22 @@ def outcome(main: Callable[[Sequence[str]], int]) -> int:
 
 
 def system_fault(error: OSError) -> InputError:
-    """What the system refused, in one line."""
+    """The error of the operating system as one line that says how to mend it."""
     mend = MENDABLE.get(error.errno or 0, f"{error.strerror}; look at it and run the same command again")
     return InputError(f"{error.filename}: {mend}" if error.filename else mend)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of Python, or of torch, which says it in a RuntimeError's text."""
+    """True for a MemoryError, and for the RuntimeError whose text torch uses instead."""
     return isinstance(error, MemoryError) or bool(re.search("can't allocate memory|out of memory", str(error)))
 
 
 def close_full_stdout() -> None:
-    """What is left in the buffer of a full disk's stdout would be tried once more at the very end."""
+    """Drop stdout's buffer: Python would write it once more at exit, to a disk that is full."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Options(argparse.ArgumentParser):
-    """Arguments of a script, any fault of theirs as one line; `--help` exits with 0."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}; see --help")
-
-    def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The script's own options, and the rest: config keys, checked by whoever reads the config."""
-        return self.parse_known_args(list(argv))
 
 
 MENDABLE = {
@@ -119,6 +104,7 @@ LESS_MEMORY = "lower training.batch, training.patch or network.width, or give it
 
 
 def fail(text: str, code: int) -> int:
+    """Print `text` on stderr, from one process of several, and return `code`."""
     if text and claim_error_report():
         print(text, file=sys.stderr, flush=True)
     return code

@@ -1,0 +1,40 @@
+"""Compare the finished runs below PATH: which arm is better, by how much, at what price.
+
+Prints the tables and writes report.html, report.md and CSV files. Tables in a run's evaluation/ folder count only when
+PATH lies in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnet.commands.parser import CommandParser
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(prog="vnet compare", description=__doc__)
+    parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="folder of runs, or a cases.csv")
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=Path, help="of the report (default: report/ in the first PATH)"
+    )
+    parser.add_argument(
+        "--comparison",
+        metavar="'A - B'",
+        action="append",
+        help="named beforehand, as 'pointrend_s2 - coarse_s2'; may be given more than once (default: the study's)",
+    )
+    parser.add_argument(
+        "--margin", metavar="DICE", type=float, help="Dice within which arms are equivalent (default: the study's)"
+    )
+    chosen = parser.parse_args(argv)
+    from vnet.report.files import write_report
+    from vnet.report.report import build_report
+    from vnet.report.terminal import print_report
+
+    report = build_report(chosen.paths, chosen.comparison, chosen.margin)
+    print_report(report)
+    first = chosen.paths[0] if chosen.paths[0].is_dir() else chosen.paths[0].parent
+    page = write_report(report, chosen.output or first / "report")
+    print(f"report: {page}", flush=True)
+    return 0

@@ -1,0 +1,44 @@
+"""Label volumes with a trained run: NIfTI in, NIfTI out, on the image's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vnet.commands.parser import CommandParser
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(
+        prog="vnet predict",
+        description=__doc__,
+        epilog="Keys of the config may follow, as --points.refine false, --inference.mirror [x], --threads 1.",
+    )
+    parser.add_argument(
+        "run", nargs="+", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS; of several the mean counts"
+    )
+    parser.add_argument("--input", required=True, help="a NIfTI file, or a folder of them")
+    parser.add_argument("--output", required=True, help="folder of the label files; they keep the images' names")
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=["labels", "uncertainty", "probabilities"],
+        default=["labels"],
+        help="what to write: labels (the default); uncertainty, one byte a voxel, 1 where two classes tie; "
+        "probabilities, a 4-D volume of all classes x voxels, the one output whose size grows with the classes",
+    )
+    parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
+    chosen, overrides = parser.parse_with_overrides(argv)
+    from vnet.inference.label_files import predict_files
+
+    written = predict_files(
+        chosen.run,
+        chosen.input,
+        chosen.output,
+        checkpoint=chosen.checkpoint,
+        overrides=overrides,
+        device=chosen.device,
+        save=tuple(dict.fromkeys(chosen.save)),
+    )
+    print(f"wrote {len(written)} file{'s' * (len(written) != 1)} to {chosen.output}")
+    return 0
