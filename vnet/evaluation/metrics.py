@@ -11,9 +11,11 @@ from scipy import ndimage
 
 from vnet.evaluation.surfaces import (
     Mask,
+    Steps,
     average_distance_mm,
     band_dice,
     hausdorff95_mm,
+    step_matrix,
     surface_dice,
     surface_distances,
     surface_voxels,
@@ -31,7 +33,7 @@ def case_metrics(
     prediction: Labels,
     truth: Labels,
     structures: Sequence[str],
-    spacing_mm: Sequence[float],
+    spacing_mm: Steps,
     tolerance_mm: float,
     ignore: int | None = None,
 ) -> list[Row]:
@@ -45,7 +47,8 @@ def case_metrics(
         prediction: (D, H, W), whole numbers in [0, K).
         truth: (D, H, W), whole numbers in [0, K), or `ignore`.
         structures: K names, index = label value; the first is the background and gets no row.
-        spacing_mm: of the three axes, in the order of the arrays.
+        spacing_mm: (z, y, x), or the (3, 3) matrix of voxel steps in mm (see `vnet.evaluation.surfaces`), which sheared
+            grids need.
         tolerance_mm: of the surface Dice.
         ignore: label value whose voxels count as background in both arrays.
 
@@ -56,14 +59,14 @@ def case_metrics(
         it is absent.
 
     Raises:
-        ValueError: shapes differ or are not 3-D, a label lies outside the classes, a spacing or the tolerance
-            is not a positive number.
+        ValueError: shapes differ or are not 3-D, a label lies outside the classes, the spacing or the
+            tolerance is no length.
     """
-    spacing = _check_spacing(spacing_mm)
+    steps = step_matrix(spacing_mm)
     if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise ValueError(f"tolerance_mm must be a number of 0 or more, got {tolerance_mm}")
     prediction, truth = _without_ignored(prediction, truth, len(structures), ignore)
-    diagonal_mm = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+    diagonal_mm = longest_diagonal_mm(truth.shape, steps)
     predicted_boxes = ndimage.find_objects(prediction, max_label=len(structures) - 1)
     true_boxes = ndimage.find_objects(truth, max_label=len(structures) - 1)
     rows = []
@@ -72,7 +75,7 @@ def case_metrics(
         if boxes:
             # outside of the joint bounding box both masks are empty: cropping changes no value
             box = _union(boxes)
-            scores = _mask_metrics(prediction[box] == label, truth[box] == label, spacing, tolerance_mm, diagonal_mm)
+            scores = _mask_metrics(prediction[box] == label, truth[box] == label, steps, tolerance_mm, diagonal_mm)
         else:
             scores = {**dict.fromkeys(METRICS), "truth_ml": 0.0, "predicted_ml": 0.0, "thinness": None}
         plain = {name: None if value is None else float(value) for name, value in scores.items()}
@@ -92,12 +95,23 @@ def dice_scores(prediction: Labels, truth: Labels, classes: int, ignore: int | N
     return np.divide(2 * np.diag(table), sizes, out=np.full(classes, np.nan), where=sizes > 0)[1:]
 
 
+def longest_diagonal_mm(shape: Sequence[int], steps: NDArray[np.float64]) -> float:
+    """The largest distance between two corners of an image in mm.
+
+    Args:
+        shape: (D, H, W).
+        steps: (3, 3), from `step_matrix`.
+    """
+    diagonals = np.array([[1, y, x] for y in (1, -1) for x in (1, -1)]) * shape
+    return float(np.linalg.norm(diagonals @ steps.T, axis=1).max())
+
+
 def _mask_metrics(
-    prediction: Mask, truth: Mask, spacing_mm: tuple[float, ...], tolerance_mm: float, diagonal_mm: float
+    prediction: Mask, truth: Mask, steps: NDArray[np.float64], tolerance_mm: float, diagonal_mm: float
 ) -> Row:
     """Scores of one structure that is present in at least one of the two masks."""
     predicted_vox, true_vox = np.count_nonzero(prediction), np.count_nonzero(truth)
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    voxel_ml = abs(float(np.linalg.det(steps))) / 1000
     true_surface = surface_voxels(truth)
     volumes = {
         "truth_ml": true_vox * voxel_ml,
@@ -106,25 +120,18 @@ def _mask_metrics(
     }
     if not predicted_vox or not true_vox:
         return dict(zip(METRICS, (0.0, 0.0, diagonal_mm, diagonal_mm, 0.0), strict=True)) | volumes
-    distances = surface_distances(surface_voxels(prediction), true_surface, spacing_mm)
+    distances = surface_distances(surface_voxels(prediction), true_surface, steps)
     return {
         "dice": 2 * np.count_nonzero(prediction & truth) / (predicted_vox + true_vox),
         "surface_dice": surface_dice(distances, tolerance_mm),
         "hd95_mm": hausdorff95_mm(distances),
         "assd_mm": average_distance_mm(distances),
-        "band_dice": band_dice(prediction, truth, true_surface, spacing_mm, BAND_MM),
+        "band_dice": band_dice(prediction, truth, true_surface, steps, BAND_MM),
     } | volumes
 
 
 def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-
-
-def _check_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
-    spacing = tuple(float(s) for s in spacing_mm)
-    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise ValueError(f"spacing_mm must be three positive numbers, got {spacing_mm}")
-    return spacing
 
 
 def _without_ignored(prediction: Labels, truth: Labels, classes: int, ignore: int | None) -> tuple[Labels, Labels]:

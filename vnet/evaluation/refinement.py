@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from vnet.evaluation.metrics import Labels, Row
-from vnet.evaluation.surfaces import Mask, surface_voxels
+from vnet.evaluation.surfaces import Mask, Steps, nearest_tree, positions_mm, surface_voxels
 
 # upper edges of the bins, each edge in the bin below it
 DISTANCE_EDGES_MM = (1.0, 2.0, 3.0, 5.0, 10.0, np.inf)
@@ -29,7 +28,7 @@ def refinement_rows(
     after: Labels,
     index: NDArray[np.integer[Any]],
     uncertainty: NDArray[np.floating[Any]],
-    spacing_mm: Sequence[float],
+    spacing_mm: Steps,
     structures: Sequence[str],
     ignore: int | None = None,
 ) -> list[Row]:
@@ -44,7 +43,7 @@ def refinement_rows(
         truth, before, after: (D, H, W), whole numbers; labels before and after refinement.
         index: (n,), flat indices of the refined voxels; n may be 0.
         uncertainty: (n,), second best minus best logit of the unrefined output (0 or less).
-        spacing_mm: (z, y, x).
+        spacing_mm: (z, y, x), or the matrix of `vnet.evaluation.surfaces.Steps`.
         structures: K names, index = label value, the first is the background.
         ignore: label value of `truth` whose voxels are not counted.
 
@@ -99,15 +98,13 @@ def calibration_counts(
     return np.stack([np.bincount(bins, weight, len(MARGIN_EDGES)) for weight in weights], axis=1)
 
 
-def distance_across_mm(
-    mask: Mask, places: NDArray[np.integer[Any]], spacing_mm: Sequence[float]
-) -> NDArray[np.float64]:
+def distance_across_mm(mask: Mask, places: NDArray[np.integer[Any]], spacing_mm: Steps) -> NDArray[np.float64]:
     """From each voxel to the nearest one that `mask` tells from it, in mm.
 
     Args:
         mask: (D, H, W).
         places: (n, 3), voxel indices.
-        spacing_mm: (z, y, x).
+        spacing_mm: (z, y, x), or the matrix of `vnet.evaluation.surfaces.Steps`.
 
     Returns:
         (n,); infinite beyond the last finite edge of `DISTANCE_EDGES_MM`, and where nothing lies on the other
@@ -124,9 +121,10 @@ def distance_across_mm(
     for mine, other in ((inside, ~mask[box]), (~inside, mask[box])):
         surface = np.argwhere(surface_voxels(other)) + first
         if len(surface) and mine.any():
-            tree = cKDTree(surface * np.asarray(spacing_mm, float), balanced_tree=False, compact_nodes=False)
-            limit = DISTANCE_EDGES_MM[-2] * 1.001
-            distance_mm[mine] = tree.query(places[mine] * np.asarray(spacing_mm, float), distance_upper_bound=limit)[0]
+            limit_mm = DISTANCE_EDGES_MM[-2] * 1.001
+            queried = positions_mm(places[mine], spacing_mm)
+            tree = nearest_tree(positions_mm(surface, spacing_mm))
+            distance_mm[mine] = tree.query(queried, distance_upper_bound=limit_mm)[0]
     return distance_mm
 
 

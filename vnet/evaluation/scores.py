@@ -68,7 +68,7 @@ def case_rows(scored: Scored, config: Config, structures: Sequence[str], ignore:
             labels,
             scored.truth,
             structures,
-            scored.volume.spacing_mm,
+            scored.volume.voxel_to_mm,
             config.metrics.tolerance_mm,
             ignore=ignore,
         ):
@@ -121,7 +121,7 @@ def evaluate_cases(
                     scored.prediction.labels,
                     scored.prediction.index,
                     scored.prediction.uncertainty,
-                    scored.volume.spacing_mm,
+                    scored.volume.voxel_to_mm,
                     structures,
                     ignore=ignore,
                 )

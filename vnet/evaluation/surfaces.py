@@ -11,18 +11,26 @@ sub-voxels; DeepMind's surface elements ("surfels") weigh each voxel by the area
 
 Distances come from a k-d tree of the surface voxels (scipy): memory follows the surface, not the volume. MONAI's
 metrics hold three distance maps of the volume, and give NaN or infinity for a missed structure.
+
+A grid enters as `Steps`: the spacing in mm of the axes in array order, or the (3, 3) matrix M of
+`vnet.data.volumes.Volume.voxel_to_mm`, where axes are not at right angles (a tilted gantry). An offset of v voxels has
+the length |M v| mm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from vnet.evaluation.distance_map import within_mm
+
 Mask = NDArray[np.bool_]
+Steps = Sequence[float] | NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,29 @@ class SurfaceDistances:
 
     to_truth_mm: NDArray[np.float64]  # (surface voxels of the prediction,)
     to_prediction_mm: NDArray[np.float64]  # (surface voxels of the truth,)
+
+
+def step_matrix(steps: Steps) -> NDArray[np.float64]:
+    """(3, 3): M of a grid, whose offsets of v voxels have the length |M v| mm.
+
+    Args:
+        steps: spacing (z, y, x) in mm, or M.
+
+    Raises:
+        ValueError: not three positive numbers, nor a finite invertible (3, 3) matrix.
+    """
+    given = np.asarray(steps, float)
+    if given.shape == (3, 3) and np.isfinite(given).all() and np.linalg.det(given):
+        return given
+    if given.shape == (3,) and np.isfinite(given).all() and (given > 0).all():
+        return np.diag(given)
+    raise ValueError(f"spacing_mm must be three positive numbers or an invertible (3, 3) matrix, got {steps}")
+
+
+def positions_mm(voxels: NDArray[Any], steps: Steps) -> NDArray[np.float64]:
+    """(n, 3) voxel indices, also fractional, to (n, 3) positions in mm, from the centre of the first voxel."""
+    positions: NDArray[np.float64] = voxels @ step_matrix(steps).T
+    return positions
 
 
 def surface_voxels(mask: Mask) -> Mask:
@@ -44,22 +75,26 @@ def surface_voxels(mask: Mask) -> Mask:
     return mask & ~inner
 
 
-def surface_distances(predicted_surface: Mask, true_surface: Mask, spacing_mm: Sequence[float]) -> SurfaceDistances:
+def surface_distances(predicted_surface: Mask, true_surface: Mask, spacing_mm: Steps) -> SurfaceDistances:
     """Distances in mm between the centres of surface voxels, in both directions.
 
     Args:
-        predicted_surface, true_surface: of the same shape, from `surface_voxels`.
-        spacing_mm: one number an axis, in the order of the arrays.
+        predicted_surface, true_surface: (D, H, W), from `surface_voxels`.
+        spacing_mm: (z, y, x), or the matrix of `Steps`.
 
     Raises:
         ValueError: a surface is empty; the distance to nothing has no value.
     """
-    points = [np.argwhere(surface) * np.asarray(spacing_mm, float) for surface in (predicted_surface, true_surface)]
-    if not all(len(group) for group in points):
-        raise ValueError(f"both surfaces must hold a voxel, got {len(points[0])} predicted and {len(points[1])} true")
-    # unbalanced trees build several times faster, and a grid has no clusters to punish it
-    trees = [cKDTree(group, balanced_tree=False, compact_nodes=False) for group in points]
-    return SurfaceDistances(trees[1].query(points[0])[0], trees[0].query(points[1])[0])
+    predicted, true = (positions_mm(np.argwhere(surface), spacing_mm) for surface in (predicted_surface, true_surface))
+    if not (len(predicted) and len(true)):
+        raise ValueError(f"both surfaces must hold a voxel, got {len(predicted)} predicted and {len(true)} true")
+    return SurfaceDistances(nearest_tree(true).query(predicted)[0], nearest_tree(predicted).query(true)[0])
+
+
+def nearest_tree(positions: NDArray[np.float64]) -> Any:
+    """A k-d tree of (n, 3) grid positions, built for a few queries a point."""
+    # unbalanced trees build several times faster, and a grid has no clusters that would slow their queries
+    return cKDTree(positions, balanced_tree=False, compact_nodes=False)
 
 
 def hausdorff95_mm(distances: SurfaceDistances) -> float:
@@ -80,28 +115,27 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     return float((within[0].sum() + within[1].sum()) / (len(within[0]) + len(within[1])))
 
 
-def band_dice(prediction: Mask, truth: Mask, true_surface: Mask, spacing_mm: Sequence[float], band_mm: float) -> float:
-    """Dice of the voxels whose centre lies within `band_mm` of a centre of `true_surface` (not empty).
+def band_dice(prediction: Mask, truth: Mask, true_surface: Mask, spacing_mm: Steps, band_mm: float) -> float:
+    """Dice of the voxels whose centre lies within `band_mm` of a centre of `true_surface`.
 
-    It sees what happens at the surface only; voxels outside the array count as background in both masks.
+    It sees what happens near the surface only; voxels outside the array count as background in both masks.
+
+    Args:
+        prediction, truth: (D, H, W).
+        true_surface: (D, H, W), the surface voxels of `truth`, at least one.
+        spacing_mm: (z, y, x), or the matrix of `Steps`.
+        band_mm: half width of the band.
     """
-    offsets = _ball(spacing_mm, band_mm)
-    reach = np.abs(offsets).max(0)
-    shape = np.add(truth.shape, 2 * reach)
-    steps = np.cumprod(np.append(1, shape[:0:-1]))[::-1]  # flat index of one step along each axis
-    flat = (np.argwhere(true_surface) + reach) @ steps
-    band = np.zeros(int(np.prod(shape)), bool)
-    for offset in offsets @ steps:
-        band[flat + offset] = True
-    inside = band.reshape(shape)[tuple(slice(r, r + n) for r, n in zip(reach, truth.shape, strict=True))]
-    both = np.count_nonzero(prediction & truth & inside)
-    return 2 * both / (np.count_nonzero(prediction & inside) + np.count_nonzero(truth & inside))
-
-
-def _ball(spacing_mm: Sequence[float], radius_mm: float) -> NDArray[np.int64]:
-    """The voxel offsets of at most `radius_mm`: (n, axes)."""
-    spacing = np.asarray(spacing_mm, float)
-    reach = np.floor(radius_mm / spacing + 1e-9).astype(int)
-    offsets = np.indices(tuple(2 * reach + 1)).reshape(len(reach), -1).T - reach
-    kept: NDArray[np.int64] = offsets[np.linalg.norm(offsets * spacing, axis=1) <= radius_mm * (1 + 1e-9)]
-    return kept
+    matrix = step_matrix(spacing_mm)
+    if not np.any(matrix - np.diag(np.diag(matrix))):
+        band = within_mm(true_surface, np.abs(np.diag(matrix)).tolist(), band_mm)
+    else:
+        # a distance map needs axes at right angles; voxels outside of both masks change no Dice
+        voxels = np.argwhere(prediction | truth)
+        limit_mm = band_mm * (1 + 1e-6)
+        tree = nearest_tree(positions_mm(np.argwhere(true_surface), matrix))
+        distance_mm, _ = tree.query(positions_mm(voxels, matrix), distance_upper_bound=limit_mm * (1 + 1e-9))
+        band = np.zeros(truth.shape, bool)
+        band[tuple(voxels[distance_mm <= limit_mm].T)] = True
+    both = np.count_nonzero(prediction & truth & band)
+    return 2 * both / (np.count_nonzero(prediction & band) + np.count_nonzero(truth & band))

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from vnet.evaluation.metrics import Labels
-from vnet.evaluation.surfaces import Mask
+from vnet.evaluation.surfaces import Mask, Steps, nearest_tree, positions_mm
 
 VERTICES = 6000  # of a mesh, all structures together, about
 STRUCTURES = 8  # the largest ones
@@ -44,7 +43,7 @@ class Mesh:
 def error_mesh(
     truth: Labels,
     predictions: Sequence[Labels],
-    spacing_mm: Sequence[float],
+    spacing_mm: Steps,
     classes: int,
     vertices: int = VERTICES,
 ) -> list[Mesh]:
@@ -53,7 +52,7 @@ def error_mesh(
     Args:
         truth: (D, H, W), whole numbers; what lies outside of 1 to K - 1 has no surface.
         predictions: label volumes of that shape.
-        spacing_mm: (z, y, x).
+        spacing_mm: (z, y, x), or the matrix of `vnet.evaluation.surfaces.Steps`.
         classes: K.
         vertices: about how many a mesh may have; a larger surface is taken from every second, third, ... voxel.
 
@@ -76,7 +75,7 @@ def error_mesh(
     return [_join([meshes[i] for meshes in parts]) for i in range(len(predictions))]
 
 
-def structure_mesh(mask: Mask, predicted: Sequence[Mask], spacing_mm: Sequence[float], vertices: int) -> list[Mesh]:
+def structure_mesh(mask: Mask, predicted: Sequence[Mask], spacing_mm: Steps, vertices: int) -> list[Mesh]:
     """The surface of one structure with the errors of each prediction; see `error_mesh`."""
     from skimage.measure import marching_cubes
 
@@ -86,15 +85,14 @@ def structure_mesh(mask: Mask, predicted: Sequence[Mask], spacing_mm: Sequence[f
     places, _ = _faces_mm(mask, mask, spacing_mm)
     step = math.ceil(math.sqrt(len(places) / vertices))
     try:
-        corners, faces, _, _ = marching_cubes(
-            mask.astype(np.float32), 0.5, spacing=tuple(map(float, spacing_mm)), step_size=step
-        )
+        corners, faces, _, _ = marching_cubes(mask.astype(np.float32), 0.5, step_size=step)
     except (ValueError, RuntimeError):  # thinner than the step everywhere
         corners, faces = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
-    nearest = cKDTree(places).query(corners)[1] if len(corners) else np.zeros(0, int)
-    start = (np.array([s.start for s in box]) - 1) * np.asarray(spacing_mm, float)
+    nearest = nearest_tree(places).query(positions_mm(corners, spacing_mm))[1] if len(corners) else np.zeros(0, int)
+    first = np.array([s.start for s in box]) - 1
+    vertices_mm = np.asarray(positions_mm(corners + first, spacing_mm), np.float32)
     errors = [_errors_mm(mask, volume, spacing_mm, nearest) for volume in predicted]
-    return [Mesh(np.asarray(corners + start, np.float32), np.asarray(faces, np.int32), error) for error in errors]
+    return [Mesh(vertices_mm, np.asarray(faces, np.int32), error) for error in errors]
 
 
 def error_colours(error_mm: NDArray[np.floating[Any]], limit_mm: float) -> NDArray[np.uint8]:
@@ -113,18 +111,17 @@ def upright(vertices_mm: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def _errors_mm(
-    mask: Mask, predicted: Mask, spacing_mm: Sequence[float], nearest: NDArray[np.integer[Any]]
+    mask: Mask, predicted: Mask, spacing_mm: Steps, nearest: NDArray[np.integer[Any]]
 ) -> NDArray[np.float32]:
     """Signed distance from the true faces `nearest` to the predicted surface; a missed structure is -infinity."""
     places, side = _faces_mm(mask, predicted, spacing_mm)
     there, _ = _faces_mm(predicted, predicted, spacing_mm)
     if not len(there):
         return np.full(len(nearest), -np.inf, np.float32)
-    tree = cKDTree(there, balanced_tree=False, compact_nodes=False)
-    return np.asarray(tree.query(places[nearest])[0] * side[nearest], np.float32)
+    return np.asarray(nearest_tree(there).query(places[nearest])[0] * side[nearest], np.float32)
 
 
-def _faces_mm(mask: Mask, other: Mask, spacing_mm: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _faces_mm(mask: Mask, other: Mask, spacing_mm: Steps) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Centres of the faces of `mask`, and whether both voxels at a face lie in `other` (1), neither (-1) or one (0)."""
     places, sides = [], []
     for axis in range(3):
@@ -133,7 +130,7 @@ def _faces_mm(mask: Mask, other: Mask, spacing_mm: Sequence[float]) -> tuple[NDA
         both = np.moveaxis(there[1:].astype(np.int64) + there[:-1] - 1, 0, axis)
         place = np.argwhere(crossing).astype(float)
         place[:, axis] += 0.5
-        places.append(place * np.asarray(spacing_mm, float))
+        places.append(positions_mm(place, spacing_mm))
         sides.append(both[crossing])
     return np.concatenate(places), np.concatenate(sides)
 

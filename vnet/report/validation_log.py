@@ -120,11 +120,11 @@ def summarise_case(scored: Scored, dice: float, structures: Sequence[str], ignor
         structures: names by label value.
         ignore: label value that is not counted.
     """
-    p, spacing = scored.prediction, scored.volume.spacing_mm
+    p, steps = scored.prediction, scored.volume.voxel_to_mm
     if not p.refined:
         return CaseSummary(scored.picture(dice))
     rows = refinement_rows(
-        scored.truth, p.unrefined, p.labels, p.index, p.uncertainty, spacing, structures, ignore=ignore
+        scored.truth, p.unrefined, p.labels, p.index, p.uncertainty, steps, structures, ignore=ignore
     )
     margins = calibration_counts(scored.truth, p.unrefined, p.index, p.uncertainty, ignore)
     return CaseSummary(scored.picture(dice), tuple(rows), margins)
@@ -155,7 +155,7 @@ def show_first_case(board: Board, step: int, one: Scored, classes: int) -> None:
         title = f"{one.case.name}, step {step}: uncertainty and the {len(points)} voxels refined"
         board.pictures(step, {"refinement/uncertainty": uncertainty_picture(shown, points, per_voxel, title=title)})
     limit_mm = LIMIT_VOX * float(np.prod(spacing)) ** (1 / 3)
-    meshes = error_mesh(one.truth, list(versions.values()), spacing, classes)
+    meshes = error_mesh(one.truth, list(versions.values()), one.volume.voxel_to_mm, classes)
     for name, mesh in zip(versions, meshes, strict=True):
         if len(mesh.faces):
             colours = error_colours(mesh.error_mm, limit_mm)
