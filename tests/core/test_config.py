@@ -1,13 +1,11 @@
-"""Config: order of precedence, refusals, the hash, and every file in configs/."""
+"""Config: order of precedence, built-in arms, refusals, and every file in configs/."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from vnet.core.config import ARMS, Config, load_config
-from vnet.core.config.keys import flatten, unflatten
-from vnet.core.config.loading import known_keys
+from vnet.core.config import ARMS, Config, flatten, known_keys, load_config, load_resolved, unflatten
 from vnet.core.errors import InputError
 
 CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
@@ -40,12 +38,31 @@ def test_an_arm_of_the_study_builds_on_the_built_in_one(tmp_path: Path) -> None:
 def test_built_in_arms(arm: str) -> None:
     config = load_config(["--arm", arm])
     assert config.network.output_stride == {"e": 1, "1": 1, "2": 2, "4": 4}[arm[-1]]
-    assert config.has_head == arm.startswith("pointrend")
+    assert config.has_head == (arm in ("pointrend_s1", "pointrend_s2", "pointrend_s4", "lean_s2", "lean_s4"))
+    small = config.network.down == (1, 1, 2, 2, 2) and config.network.up == (1, 1, 1, 1)
+    assert small == arm.startswith("lean_")
+    assert config.network.width == Config(name="x").network.width  # an arm sets nothing else
+
+
+def test_a_small_body_keeps_what_the_file_says_of_the_rest(tmp_path: Path) -> None:
+    file = write(tmp_path, network={"width": 8, "kernel": 3, "down": [1, 2, 3, 3, 3], "up": [2, 2, 1, 1]})
+    lean = load_config(["--config", file, "--arm", "lean_s4"])
+    assert (lean.network.width, lean.network.kernel) == (8, 3)
+    assert (lean.network.down, lean.network.up, lean.network.output_stride) == ((1, 1, 2, 2, 2), (1, 1, 1, 1), 4)
+    assert load_config(["--config", file, "--arm", "pointrend_s4"]).network.down == (1, 2, 3, 3, 3)
+
+
+def test_what_the_arms_of_a_study_have_in_common(tmp_path: Path) -> None:
+    file = write(tmp_path, study={"arms": {"mine": {"training": {"steps": 7}}}}, training={"steps": 5})
+    words = ["--config", file, "--arm", "mine", "--seed", "3"]
+    common = load_config(words, apply_arm=False)
+    assert (common.training.steps, common.arm, common.seed) == (5, "mine", 3)
+    assert load_config(words).training.steps == 7
 
 
 def test_a_resolved_config_reads_back_the_same() -> None:
     config = load_config(["--arm", "pointrend_s2", "--name", "x", "--data.fold", "all", "--network.kernel", "[1,3,3]"])
-    assert load_config([], base=yaml.safe_load(config.to_yaml())) == config
+    assert load_resolved(yaml.safe_load(config.to_yaml())) == config
 
 
 @pytest.mark.parametrize(
@@ -100,35 +117,6 @@ def test_refusals_of_a_file(tmp_path: Path, text: str, message: str) -> None:
         load_config(["--config", str(path)])
 
 
-def test_the_hash_names_what_is_computed_and_not_where() -> None:
-    base = load_config(["--data.root", "a"])
-    same = ["--data.root b --data.cache c", "--run_root elsewhere", "--threads 1", "--study.keep true"]
-    other = ["--seed 1", "--data.fold 1", "--training.steps 5", "--points.refine_fraction 0.1", "--arm coarse_s2"]
-    assert all(load_config(["--data.root", "a", *w.split()]).hash("d") == base.hash("d") for w in same)
-    hashes = {load_config(["--data.root", "a", *w.split()]).hash("d") for w in other}
-    assert len(hashes | {base.hash("d"), base.hash("other data")}) == len(other) + 2
-
-
-def test_the_hash_of_a_known_config_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key added later counts only where it asks for something else than was done before there was a key."""
-    config, as_then = Config(name="x"), load_config(["--name", "x", "--training.point_weight", "2"])
-    monkeypatch.setattr("vnet.core.config.schema.ADDED_KEYS", {})
-    before, with_key = config.hash("d"), as_then.hash("d")
-    monkeypatch.setattr("vnet.core.config.schema.ADDED_KEYS", {"training.point_weight": 2.0})
-    assert config.hash("d") == before  # the default is not what was done then: it counts
-    assert as_then.hash("d") not in (before, with_key)  # the hash of a config that knows no such key
-
-
-def test_the_config_of_a_run_from_before_a_key_means_what_was_done_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = Config(name="x").to_dict()
-    del old["points"]["window"]
-    monkeypatch.setattr("vnet.core.config.schema.ADDED_KEYS", {"points.window": 5})
-    assert load_config([], base=old).points.window == 5
-    assert load_config(["--points.window", "7"], base=old).points.window == 7
-    old["points"]["window"] = 3
-    assert load_config([], base=old).points.window == 3
-
-
 def test_a_flat_config_is_nested_again() -> None:
     nested = Config(name="x").to_dict()
     assert unflatten(flatten(nested)) == nested
@@ -141,6 +129,32 @@ def test_every_config_file_loads_and_says_what_it_is_for(path: Path) -> None:
     assert all(f"# {word}:" in head for word in ("Run", "Cost", "Result"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("points.train_points", "points.num_points"),
+        ("points.oversample", "points.oversample_ratio"),
+        ("points.importance", "points.importance_ratio"),
+        ("points.test_share", "points.refine_fraction"),
+        ("points.margin", "points.max_margin"),
+        ("study.margin", "study.equivalence_margin"),
+    ],
+)
+def test_a_key_of_old_is_refused_with_its_name_of_today(old: str, new: str, tmp_path: Path) -> None:
+    section, key = old.split(".")
+    rule = f"unknown key {old}; it is called {new} now"
+    with pytest.raises(InputError, match=f"^command line: {rule}$"):
+        load_config([f"--{old}", "1"])
+    with pytest.raises(InputError, match=f"mine.yaml: {rule}$"):
+        load_config(["--config", write(tmp_path, **{section: {key: 1}})])
+    with pytest.raises(InputError, match=f"^config.yaml: {rule}$"):
+        load_resolved({"name": "x", section: {key: 1}})
+    if section != "study":
+        with pytest.raises(InputError, match=f"mine.yaml: study.arms.dense: {rule}$"):
+            load_config(["--config", write(tmp_path, study={"arms": {"dense": {section: {key: 1}}}})])
+    assert new in known_keys(Config)
+
+
 def test_keys_of_the_contract() -> None:
     contract = """name arm seed threads run_root data.root data.fold data.spacing_mm data.cache network.width
     network.kernel network.norm network.activation network.output_stride points.refine points.num_points
@@ -148,7 +162,7 @@ def test_keys_of_the_contract() -> None:
     training.seconds training.batch training.patch training.precision training.learning_rate training.validate_every
     training.checkpoint_every training.max_bad_steps training.init_from study.arms study.folds study.seeds
     study.comparisons study.equivalence_margin study.keep metrics.tolerance_mm"""
-    assert set(contract.split()) <= set(known_keys())
+    assert set(contract.split()) <= set(known_keys(Config))
 
 
 def test_keys_of_the_head_are_checked() -> None:

@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.errors.world import CONFIG, NAMES
-from vnet.core.config import Config, load_config
-from vnet.core.config.loading import known_keys
+from vnet.core.config import Config, known_keys, load_config, load_resolved
 from vnet.core.errors import InputError
 from vnet.core.hardware import peak_memory_mib, reset_peak_memory
 from vnet.data.dataset import open_dataset
@@ -189,7 +188,7 @@ def nested_config(key: str, value: Any) -> dict[str, Any]:
 def load(path: Path, words: list[str]) -> Config:
     config = load_config(["--config", str(path), *words])
     config.hash("data")
-    load_config([], base=yaml.safe_load(config.to_yaml()))
+    load_resolved(yaml.safe_load(config.to_yaml()))
     return config
 
 
@@ -198,7 +197,9 @@ def write_yaml(path: Path, value: Any) -> None:
 
 
 @FUZZ_CONFIGS
-@given(key=st.sampled_from([*known_keys(), "study", "data", "network", "training", "points", "nobody"]), value=values)
+@given(
+    key=st.sampled_from([*known_keys(Config), "study", "data", "network", "training", "points", "nobody"]), value=values
+)
 @example(key="training.steps", value=10**30)
 @example(key="seed", value=float("nan"))
 @example(key="study.arms", value={"dense": {"network": {"output_stride": [1, 2]}}})
@@ -234,7 +235,7 @@ def test_configs_of_any_text(content: str, tmp_path: Path) -> None:
 
 
 @FUZZ_CONFIGS
-@given(key=st.sampled_from(known_keys()), word=st.text(max_size=20))
+@given(key=st.sampled_from(known_keys(Config)), word=st.text(max_size=20))
 @example(key="training.patch", word="[1,")
 @example(key="points.features", word="[null]")
 @example(key="data.root", word="\x00")

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vnet.core.config import Config, load_config
+from vnet.core.config import Config, load_resolved
 from vnet.core.errors import InputError
 from vnet.core.files import is_part, naming, read_json, write_text
 
@@ -98,4 +98,4 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Co
         nested = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{folder / 'config.yaml'}: cannot be read: {error}") from None
-    return Run(folder, config_hash), load_config(overrides, base=nested)
+    return Run(folder, config_hash), load_resolved(nested or {}, overrides, where=str(folder / "config.yaml"))

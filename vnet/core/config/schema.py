@@ -1,70 +1,42 @@
-"""The configuration: frozen dataclasses, read from YAML and the command line, checked on construction.
+"""The keys of a config: frozen dataclasses, each value checked on construction.
 
-Order of precedence: defaults < file < arm < command line. Neither torch nor MONAI is imported here, so that
-`--help` answers at once.
+Add a key with `key(default, hash_default=...)`; `hash_default` is what was done before the key existed.
 """
+
+# ruff: noqa: RUF009 - `key` makes a dataclass field, not a value shared by all configs
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from vnet.core.config.arms import ARMS
-from vnet.core.config.keys import flatten
-from vnet.core.errors import InputError
-
-Axes = tuple[int, int, int]
-
-
-# What a run's hash leaves out: where things lie and how fast they go, not what is computed.
-PLACES = ("run_root", "threads", "study", "data.root", "data.cache")
-# Keys added after results were committed, with what was done before there was a key: a run of then has the hash of a
-# config that asks for it now.
-ADDED_KEYS: dict[str, Any] = {
-    "data.phantom_kind": "organs",
-    "points.window": 1,
-    "points.quotas": None,
-    "training.point_dice_weight": 0.0,
-    "inference.mirror": [],
-    "inference.largest_component": False,
-    "inference.min_component_mm3": 0.0,
-}
-
+from vnet.core.config.arms import STUDY_ARMS
+from vnet.core.config.axes import Axes, cumulative_strides, per_axis
+from vnet.core.config.fields import is_folder_name, key, key_made, require
+from vnet.core.config.hashing import config_hash
 
 MOST_THREADS = 4096
-
-
-def require(condition: bool, key: str, rule: str, value: object) -> None:
-    if not condition:
-        raise InputError(f"{key} must {rule}, got {value}")
-
-
-def is_folder_name(name: str) -> bool:
-    """Not empty, printable, and no step out of the folder it is put in."""
-    return bool(name) and name.isprintable() and Path(name).name == name and name not in (".", "..")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data set and how its volumes are read."""
 
-    root: str = ""
+    root: str = key("", hash_default="")
     """Folder of the data set: Decathlon layout (dataset.json, imagesTr, labelsTr) or nnU-Net's raw layout."""
-    fold: int | Literal["all"] = 0
+    fold: int | Literal["all"] = key(0, hash_default=0)
     """Validation fold, or `all` to train on every case."""
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[float, float, float] | None = key(None, hash_default=None)
     """Working spacing (z, y, x) in mm; null takes the median of the training volumes."""
-    cache: str | None = None
+    cache: str | None = key(None, hash_default=None)
     """Folder for checks of data sets and preprocessed volumes; null takes RUN_ROOT/cache."""
-    phantoms: int = 0
+    phantoms: int = key(0, hash_default=0)
     """Where `root` does not exist: write this many phantom volumes there first."""
-    phantom_kind: Literal["organs", "sheets"] = "organs"
+    phantom_kind: Literal["organs", "sheets"] = key("organs", hash_default="organs")
     """Phantoms of touching organs and vessels, or curved sheets of known thickness under known noise."""
 
     def __post_init__(self) -> None:
@@ -79,23 +51,23 @@ class DataConfig:
 class NetworkConfig:
     """V-Net; the defaults are the paper's (arXiv 1606.04797), with batch norm."""
 
-    width: int = 16
+    width: int = key(16, hash_default=16)
     """Channels of the first stage; each stage down doubles them."""
-    kernel: int | Axes = 5
+    kernel: int | Axes = key(5, hash_default=5)
     """Kernel of the convolutions, one odd number or one per axis (z, y, x)."""
-    down: tuple[int, ...] = (1, 2, 3, 3, 3)
+    down: tuple[int, ...] = key((1, 2, 3, 3, 3), hash_default=(1, 2, 3, 3, 3))
     """Convolutions of each stage on the way down."""
-    up: tuple[int, ...] = (3, 3, 2, 1)
+    up: tuple[int, ...] = key((3, 3, 2, 1), hash_default=(3, 3, 2, 1))
     """Convolutions of each stage on the way up, deepest first."""
-    strides: tuple[Axes, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    strides: tuple[Axes, ...] = key(((2, 2, 2),) * 4, hash_default=((2, 2, 2),) * 4)
     """Stride (z, y, x) between one stage and the next; (1, 2, 2) keeps thick slices."""
-    norm: Literal["none", "batch", "instance", "group"] = "batch"
+    norm: Literal["none", "batch", "instance", "group"] = key("batch", hash_default="batch")
     """Normalisation after each convolution."""
-    activation: Literal["prelu", "relu", "leaky_relu", "elu"] = "prelu"
+    activation: Literal["prelu", "relu", "leaky_relu", "elu"] = key("prelu", hash_default="prelu")
     """Activation; the paper's is PReLU."""
-    dropout: float = 0.0
+    dropout: float = key(0.0, hash_default=0.0)
     """Share of channels dropped after each stage but the first; 0 builds none."""
-    output_stride: int | Axes = 1
+    output_stride: int | Axes = key(1, hash_default=1)
     """Stride at which the decoder stops, one number or one per axis (z, y, x)."""
 
     def __post_init__(self) -> None:
@@ -134,29 +106,29 @@ class PointsConfig:
     (results/LOG.md); the paper's are 1, k = 3, beta = 0.75 and cross-entropy alone.
     """
 
-    refine: bool = True
+    refine: bool = key(True, hash_default=True)
     """Refine at prediction; training is not touched by this key."""
-    num_points: int = 2048
+    num_points: int = key(2048, hash_default=2048)
     """N: points per volume and step; 0 builds no head."""
-    oversample_ratio: float = 10.0
+    oversample_ratio: float = key(10.0, hash_default=10.0)
     """k: candidates drawn per kept point."""
-    importance_ratio: float = 1.0
+    importance_ratio: float = key(1.0, hash_default=1.0)
     """beta: share of N taken by uncertainty, the rest is uniform."""
-    quotas: tuple[float, ...] | None = None
+    quotas: tuple[float, ...] | None = key(None, hash_default=None)
     """Share of N drawn among the voxels of each label, background first (sum at most 1); null draws from all alike."""
-    refine_fraction: float = 0.06
+    refine_fraction: float = key(0.06, hash_default=0.06)
     """Share of the voxels of the target grid refined at prediction, the most uncertain first."""
-    max_margin: float | None = None
+    max_margin: float | None = key(None, hash_default=None)
     """Refine only where best minus second-best logit is at most this; null sets no limit."""
-    features: tuple[str, ...] = ("encoder1", "decoder")
+    features: tuple[str, ...] = key(("encoder1", "decoder"), hash_default=("encoder1", "decoder"))
     """Stages of the network that the head reads: encoder1 ... encoderN, decoder (the last before the logits)."""
-    image: bool = True
+    image: bool = key(True, hash_default=True)
     """The head also reads the image at the point."""
-    window: int = 3
+    window: int = key(3, hash_default=1)
     """Voxels per axis, odd, of the image and of encoder1 that the head reads around a point; 1 is the point alone."""
-    width: int = 64
+    width: int = key(64, hash_default=64)
     """Channels of the head's hidden layers."""
-    layers: int = 3
+    layers: int = key(3, hash_default=3)
     """Hidden layers of the head; the coarse logits are concatenated to the input of each."""
 
     def __post_init__(self) -> None:
@@ -188,39 +160,39 @@ class PointsConfig:
 class TrainingConfig:
     """The training loop."""
 
-    steps: int = 1000
+    steps: int = key(1000, hash_default=1000)
     """Optimiser steps."""
-    seconds: float | None = None
+    seconds: float | None = key(None, hash_default=None)
     """Train for this long instead (validation not counted); the schedule follows the clock."""
-    batch: int = 2
+    batch: int = key(2, hash_default=2)
     """Volumes or patches per step, over all processes."""
-    patch: Axes = (48, 64, 48)
+    patch: Axes = key((48, 64, 48), hash_default=(48, 64, 48))
     """Voxels (z, y, x) the network sees; smaller volumes are padded, larger ones cut."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = key("32-true", hash_default="32-true")
     """Arithmetic of the network."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = key("adamw", hash_default="adamw")
     """AdamW, or SGD with Nesterov momentum of 0.99."""
-    schedule: Literal["one_cycle", "poly"] = "one_cycle"
+    schedule: Literal["one_cycle", "poly"] = key("one_cycle", hash_default="one_cycle")
     """Learning rate over the steps: cosine up over 30 % and down, or (1 - t)^0.9."""
-    learning_rate: float = 3e-3
+    learning_rate: float = key(3e-3, hash_default=3e-3)
     """Highest learning rate."""
-    weight_decay: float = 1e-2
+    weight_decay: float = key(1e-2, hash_default=1e-2)
     """Weight decay."""
-    clip_norm: float = 12.0
+    clip_norm: float = key(12.0, hash_default=12.0)
     """Gradients are scaled down to this norm."""
-    mirror: tuple[Literal["z", "y", "x"], ...] = ()
+    mirror: tuple[Literal["z", "y", "x"], ...] = key((), hash_default=())
     """Axes mirrored at random in training; leave out those that tell left from right."""
-    validate_every: int = 250
+    validate_every: int = key(250, hash_default=250)
     """Steps between validations; 0 validates at the end only."""
-    checkpoint_every: int = 100
+    checkpoint_every: int = key(100, hash_default=100)
     """Steps between checkpoints."""
-    max_bad_steps: int = 10
+    max_bad_steps: int = key(10, hash_default=10)
     """Steps with a non-finite loss or gradient that are dropped before the run is stopped."""
-    init_from: str | None = None
+    init_from: str | None = key(None, hash_default=None)
     """Checkpoint whose network weights training starts from."""
-    point_weight: float = 1.0
+    point_weight: float = key(1.0, hash_default=1.0)
     """Weight of the cross-entropy on points; Dice and cross-entropy of the coarse logits weigh 1 each."""
-    point_dice_weight: float = 1.0
+    point_dice_weight: float = key(1.0, hash_default=0.0)
     """Weight of the Dice loss on points (as in Mask2Former, arXiv 2112.01527); 0 leaves it out."""
 
     def __post_init__(self) -> None:
@@ -245,16 +217,16 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How a volume larger than the patch is covered, and what is done for a better answer."""
+    """How a volume larger than the patch is tiled, and what is done to its labels afterwards."""
 
-    overlap: float = 0.25
+    overlap: float = key(0.25, hash_default=0.25)
     """Share of a tile that neighbours have in common; 0.5 costs 2.4 times the tiles of 0.25."""
-    mirror: tuple[str, ...] = ()
-    """Axes of z, y, x along which the image is mirrored too, the answers averaged; n axes cost 2^n times as much.
-    Name axes that training.mirror names."""
-    largest_component: bool = False
+    mirror: tuple[str, ...] = key((), hash_default=())
+    """Axes of z, y, x along which the image is also predicted mirrored; the logits are averaged, and n axes cost 2^n
+    times as much. Name axes that training.mirror names."""
+    largest_component: bool = key(False, hash_default=False)
     """Keep the largest connected component of each structure; not for structures that come in pieces."""
-    min_component_mm3: float = 0.0
+    min_component_mm3: float = key(0.0, hash_default=0.0)
     """Drop connected components smaller than this."""
 
     def __post_init__(self) -> None:
@@ -269,21 +241,21 @@ class InferenceConfig:
 class StudyConfig:
     """Which runs `experiment.py` makes, and what it compares."""
 
-    arms: dict[str, Any] = field(default_factory=lambda: {name: {} for name in ARMS})
-    """Arm name to overrides of this same schema; the six built-in arms need none ({})."""
-    folds: tuple[int, ...] = (0,)
+    arms: dict[str, Any] = key_made(lambda: {name: {} for name in STUDY_ARMS}, hash_default=None)
+    """Arm name to overrides of this same schema; a built-in arm needs none ({})."""
+    folds: tuple[int, ...] = key((0,), hash_default=(0,))
     """Folds to run."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = key((0,), hash_default=(0,))
     """Seeds to run."""
-    choice_folds: tuple[int, ...] = ()
+    choice_folds: tuple[int, ...] = key((), hash_default=())
     """Folds on which choices of the method were made: the report shows them apart, as they are no evidence."""
-    comparisons: tuple[str, ...] = ()
+    comparisons: tuple[str, ...] = key((), hash_default=())
     """Differences to test, as `pointrend_s2 - coarse_s2`; empty takes the usual ones among the arms."""
-    equivalence_margin: float = 0.002
+    equivalence_margin: float = key(0.002, hash_default=0.002)
     """Dice within which two arms are called equivalent."""
-    spread_from: str | None = None
+    spread_from: str | None = key(None, hash_default=None)
     """Study of the same arms with several seeds, beside this one: its seed spread is printed with the intervals."""
-    keep: bool = False
+    keep: bool = key(False, hash_default=False)
     """Copy finished runs (small files only) to results/NAME."""
 
     def __post_init__(self) -> None:
@@ -303,7 +275,7 @@ class StudyConfig:
 class MetricsConfig:
     """How predictions are scored."""
 
-    tolerance_mm: float = 1.0
+    tolerance_mm: float = key(1.0, hash_default=1.0)
     """Tolerance of the surface Dice in mm."""
 
     def __post_init__(self) -> None:
@@ -314,15 +286,16 @@ class MetricsConfig:
 class Config:
     """One run."""
 
-    name: str = ""
+    name: str = key("", hash_default="")
     """Name of the experiment; by default the config file's stem."""
-    arm: str = "dense"
-    """Arm: dense, coarse_s2, coarse_s4, pointrend_s1, pointrend_s2, pointrend_s4, or one of study.arms."""
-    seed: int = 0
+    arm: str = key("dense", hash_default="dense")
+    """Arm: dense, coarse_s2, coarse_s4, pointrend_s1, pointrend_s2, pointrend_s4, lean_dense, lean_coarse_s4, lean_s2,
+    lean_s4, or one of study.arms."""
+    seed: int = key(0, hash_default=0)
     """Seed of weights, batches and points."""
-    threads: int = 0
+    threads: int = key(0, hash_default=0)
     """CPU threads of each process; 0 divides the cores among the processes of a machine."""
-    run_root: str = "runs"
+    run_root: str = key("runs", hash_default="runs")
     """Folder of the runs: RUN_ROOT/NAME/ARM/foldF_seedS."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -336,8 +309,8 @@ class Config:
         require(is_folder_name(self.name), "name", "be a plain folder name", repr(self.name))
         require(is_folder_name(self.arm), "arm", "be a plain folder name", repr(self.arm))
         paths = {"run_root": self.run_root, "data.root": self.data.root, "data.cache": self.data.cache or ""}
-        for key, path in paths.items():
-            require(path.isprintable(), key, "be a printable path", repr(path))
+        for name, path in paths.items():
+            require(path.isprintable(), name, "be a printable path", repr(path))
         require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
         require(0 <= self.threads <= MOST_THREADS, "threads", f"be 0 to {MOST_THREADS}", self.threads)
         stages = {f"encoder{i + 1}" for i in range(len(self.network.down))} | {"decoder"}
@@ -380,27 +353,8 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def hash(self, data_hash: str) -> str:
-        """What a run is, as 16 hex digits: this config without `PLACES`, and the content of the data set."""
-        kept = {
-            key: value
-            for key, value in flatten(self.to_dict()).items()
-            if not any(key == place or key.startswith(f"{place}.") for place in PLACES)
-            and not (key in ADDED_KEYS and value == ADDED_KEYS[key])
-        }
-        text = json.dumps({"config": kept, "data": data_hash}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """The run's name as 16 hex digits: what this config computes, on a data set of that content.
 
-
-def per_axis(value: int | Sequence[int]) -> Axes:
-    """One number for all three axes, or three."""
-    z, y, x = (value,) * 3 if isinstance(value, int) else tuple(value)
-    return z, y, x
-
-
-def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[Axes]:
-    """Stride of each stage to the image, the first stage's (1, 1, 1) included."""
-    total = [(1, 1, 1)]
-    for step in strides:
-        z, y, x = (a * b for a, b in zip(total[-1], step, strict=True))
-        total.append((z, y, x))
-    return total
+        `vnet.core.config.hashing` says which keys count.
+        """
+        return config_hash(self.to_dict(), type(self), data_hash)
