@@ -11,16 +11,16 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## build .venv with pinned dependencies
+	@echo "ready; activate it with: source $(VENV)/bin/activate    (then: vnet --help)"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[vnet,dev]'
 	@touch $(READY)
 
 experiment: $(READY)  ## phantoms, training without and with refinement, comparison (about 5 minutes on 2 cores)
-	$(RUN) scripts/experiment.py --config configs/quickstart.yaml $(ARGS)
+	$(VENV)/bin/vnet experiment --config configs/quickstart.yaml $(ARGS)
 
 test: $(READY)  ## the tests
 	$(RUN) -m pytest $(ARGS)

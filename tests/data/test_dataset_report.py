@@ -1,11 +1,9 @@
-"""What is unusual, and data.py's own words. Run: pytest tests/data/test_survey.py"""
+"""What is unusual, and the words of `vnet data`."""
 
 import hashlib
 import io
 import shutil
 import tarfile
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from urllib.error import URLError
 
 import nibabel as nib
@@ -13,20 +11,11 @@ import numpy as np
 import pytest
 
 from tests.errors.world import set_header
+from vnet.commands.data import main
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
 from vnet.data.dataset_report import find_unusual, report_dataset
 from vnet.data.download import download_task, find_task
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "data.py"
-
-
-@pytest.fixture(scope="session")
-def main():
-    spec = spec_from_file_location("data_script", SCRIPT)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def unusual(root):
@@ -74,7 +63,7 @@ def test_an_absent_structure_is_named_once(decathlon):
     assert find_unusual(open_dataset(root), {}) == []
 
 
-def test_check_prints_and_returns_0(decathlon, main, capsys):
+def test_check_prints_and_returns_0(decathlon, capsys):
     assert main(["check", str(decathlon(6))]) == 0
     out = capsys.readouterr().out
     assert "Task: 6 cases read, channels MRI" in out
@@ -82,7 +71,7 @@ def test_check_prints_and_returns_0(decathlon, main, capsys):
     assert "nothing wrong, nothing unusual" in out
 
 
-def test_check_names_every_fault_and_nothing_else(decathlon, save, main, capsys):
+def test_check_names_every_fault_and_nothing_else(decathlon, save, capsys):
     root = decathlon(8)
     (root / "labelsTr/case_00.nii.gz").unlink()
     (root / "imagesTr/case_01.nii.gz").write_bytes(b"no gzip")
@@ -96,7 +85,7 @@ def test_check_names_every_fault_and_nothing_else(decathlon, save, main, capsys)
     assert "unusual" not in out
 
 
-def test_check_names_ten_planted_faults_and_nothing_else(decathlon, save, main, capsys):
+def test_check_names_ten_planted_faults_and_nothing_else(decathlon, save, capsys):
     root = decathlon(12)
     image, label = np.arange(210, dtype=np.float32).reshape(5, 6, 7), np.ones((5, 6, 7), np.uint8)
     hole = image.copy()
@@ -123,14 +112,14 @@ def test_check_names_ten_planted_faults_and_nothing_else(decathlon, save, main, 
     assert capsys.readouterr().out.count("wrong") == 10
 
 
-def test_check_names_a_splits_file_that_does_not_fit(decathlon, main):
+def test_check_names_a_splits_file_that_does_not_fit(decathlon):
     root = decathlon(6)
     (root / "splits.json").write_text('{"folds": [{"train": ["case_00"], "val": ["nobody"]}]}')
     with pytest.raises(InputError, match="fold 0 val names 'nobody', not a labelled case"):
         main(["check", str(root)])
 
 
-def test_phantoms_are_made_as_wished(tmp_path, main, capsys):
+def test_phantoms_are_made_as_wished(tmp_path, capsys):
     words = "--count 2 --seed 3 --size 12 14 16 --spacing_mm 2 1 1 --organs 3 --no_vessels --modality CT --exact"
     assert main(["phantoms", str(tmp_path / "made"), *words.split(), "--orientations", "LPS"]) == 0
     assert "2 phantoms in" in capsys.readouterr().out
@@ -154,7 +143,7 @@ def test_phantoms_are_made_as_wished(tmp_path, main, capsys):
         (["destroy"], "command line: .*destroy"),
     ],
 )
-def test_words_that_cannot_be_followed(words, message, main, tmp_path, monkeypatch):
+def test_words_that_cannot_be_followed(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         main(words)

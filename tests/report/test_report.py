@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vnet.commands import compare
 from vnet.core.config.schema import Config, StudyConfig
 from vnet.core.errors import InputError
 from vnet.evaluation.refinement import ALL
@@ -24,15 +24,6 @@ from vnet.report.tables import Table, markdown
 from vnet.report.terminal import print_comparison, print_run_summary
 
 VOID = {"meta", "img"}
-
-
-@pytest.fixture(scope="module")
-def compare_main():
-    path = Path(__file__).parents[2] / "scripts" / "compare.py"
-    spec = importlib.util.spec_from_file_location("compare_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 class Page(HTMLParser):
@@ -65,8 +56,8 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_the_script_prints_and_writes_the_report(study_folder, compare_main, capsys, tmp_path):
-    assert compare_main([str(study_folder), "--output", str(tmp_path / "out"), "--margin", "0.5"]) == 0
+def test_the_command_prints_and_writes_the_report(study_folder, capsys, tmp_path):
+    assert compare.main([str(study_folder), "--output", str(tmp_path / "out"), "--margin", "0.5"]) == 0
     printed = capsys.readouterr().out
     assert "pointrend_s2 is better than coarse_s2, by less than the margin of 0.5 Dice (+0.02" in printed
     assert "at 1.10 times the seconds per training step" in printed
@@ -78,10 +69,10 @@ def test_the_script_prints_and_writes_the_report(study_folder, compare_main, cap
     assert float(rows[0]["mean"]) == pytest.approx(0.02, abs=1e-6)
 
 
-def test_the_report_goes_beside_the_runs_by_default(pair_folder, compare_main):
-    compare_main([str(pair_folder)])
+def test_the_report_goes_beside_the_runs_by_default(pair_folder):
+    compare.main([str(pair_folder)])
     page = (pair_folder / "report" / "report.html").read_text()
-    compare_main([str(pair_folder)])  # a second time reads the same runs, and writes the same bytes
+    compare.main([str(pair_folder)])  # a second time reads the same runs, and writes the same bytes
     assert (pair_folder / "report" / "report.html").read_text() == page
 
 
@@ -199,7 +190,7 @@ def test_a_run_s_summary_names_the_next_commands(study_folder, capsys):
     # the made runs hold no curves and no checkpoint
     assert "tensorboard" not in printed
     assert "no checkpoint" in printed
-    assert f"scripts/compare.py {study_folder}\n" in printed
+    assert f"vnet compare {study_folder}\n" in printed
 
 
 def test_numbers_are_written_alike_everywhere():

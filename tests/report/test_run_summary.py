@@ -85,8 +85,8 @@ def test_commands_can_be_pasted(run: Path) -> None:
     (run / "checkpoints" / "last.ckpt").write_bytes(b"")
     board, predict, compare = commands(run)
     assert board.endswith(f"--logdir {run.parent.parent}")
-    assert predict.endswith(f"scripts/predict.py {run} --input scan.nii.gz --output predicted")
-    assert compare.endswith(f"scripts/compare.py {run.parent.parent}")
+    assert predict.endswith(f"vnet predict {run} --input scan.nii.gz --output predicted")
+    assert compare.endswith(f"vnet compare {run.parent.parent}")
 
 
 def test_a_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

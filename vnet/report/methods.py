@@ -61,10 +61,10 @@ def commands(study: Study) -> list[str]:
     for name in names:
         root = f" --data.root DATA/{Path(roots[name]).name}" if roots[name] else ""
         lines += [
-            f"python scripts/experiment.py --config configs/{name}.yaml{root}",
-            f"python scripts/compare.py results/{name}",
+            f"vnet experiment --config configs/{name}.yaml{root}",
+            f"vnet compare results/{name}",
         ]
-    return lines or ["python scripts/compare.py PATH"]
+    return lines or ["vnet compare PATH"]
 
 
 def _dig(config: Mapping[str, Any], section: str, key: str) -> Any:

@@ -54,18 +54,21 @@ def commands(run: Path) -> list[str]:
         run: RUN_ROOT/NAME/ARM/foldF_seedS.
     """
     runs = run.parent.parent
-    python = program("python", sys.executable)
-    board = shutil.which("tensorboard")
-    own = Path(sys.executable).with_name("tensorboard")
-    boarding = program("tensorboard", str(own)) if board or own.exists() else f"{python} -m tensorboard.main"
-    predict = f"{python} scripts/predict.py {shlex.quote(str(run))} --input scan.nii.gz --output predicted"
+    tensorboard, vnet = installed_program("tensorboard", "tensorboard.main"), installed_program("vnet", "vnet")
+    predict = f"{vnet} predict {shlex.quote(str(run))} --input scan.nii.gz --output predicted"
     return [
-        *([f"curves, pictures:  {boarding} --logdir {shlex.quote(str(runs))}"] if _has_events(runs) else []),
+        *([f"curves, pictures:  {tensorboard} --logdir {shlex.quote(str(runs))}"] if _has_events(runs) else []),
         f"predict:           {predict}"
         if (run / "checkpoints" / "last.ckpt").is_file()
         else f"predict:           no checkpoint in {run}: it holds the tables of a run made elsewhere",
-        f"compare with more: {python} scripts/compare.py {shlex.quote(str(runs))}",
+        f"compare with more: {vnet} compare {shlex.quote(str(runs))}",
     ]
+
+
+def installed_program(name: str, module: str) -> str:
+    """The program that stands beside this Python, or `python -m MODULE` where there is none."""
+    own = Path(sys.executable).with_name(name)
+    return program(name, str(own)) if own.exists() else f"{program('python', sys.executable)} -m {module}"
 
 
 def program(name: str, path: str) -> str:

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import vnet
+from vnet.core.checkout import checkout
 from vnet.core.config import Config, load_config
 from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError
@@ -74,9 +73,9 @@ def vnet_environment() -> dict[str, str]:
     An installed package is found anyway. The folder of a checkout is added; a folder of installed packages must not be,
     since it would come before the standard library.
     """
-    root = Path(vnet.__file__).parents[1]
+    root = checkout()
     path = os.environ.get("PYTHONPATH")
-    if not (root / "pyproject.toml").is_file():
+    if root is None:
         return dict(os.environ)
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *([path] if path else [])])}
 

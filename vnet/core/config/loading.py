@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from vnet.core.checkout import config_file
 from vnet.core.config.arms import ARMS
 from vnet.core.config.hashing import hash_defaults
 from vnet.core.config.keys import flatten, known_keys, merge, refuse_unknown, unflatten
@@ -31,7 +31,7 @@ def load_config(argv: Sequence[str], *, check_arms: bool = True, apply_arm: bool
     """
     parser = config_parser(**kwargs)
     typed = parse_command_line(parser, argv)
-    path = Path(typed.config) if typed.config else None
+    path = config_file(typed.config) if typed.config else None
     where = str(path or "command line")
     nested = read_config_file(path) if path else {}
     nested["name"] = nested.get("name") or (path.stem if path else "experiment")

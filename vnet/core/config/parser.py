@@ -20,7 +20,11 @@ def config_parser(**kwargs: Any) -> ArgumentParser:
     """A parser with one option a key of `Config`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below.")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of the keys below, or the name of a config that comes with vnet (quickstart).",
+    )
     parser.add_class_arguments(Config)
     return parser
 
