@@ -1,13 +1,15 @@
 """PointRend for 2D and 3D: select uncertain points, re-predict them, render labels on any grid.
 
-Letters used throughout: B batch, K classes, C feature channels, N points, D x H x W voxels. Array order is
-(z, y, x); points are in the unit cube of the image, voxel i of n has its centre at (i + 0.5) / n.
+Letters in all docstrings: B batch, K classes, C feature channels, N points, D x H x W voxels; *spatial stands for
+(D, H, W) or (H, W). Axes are in array order, (z, y, x). Points are in the unit cube of the image: voxel i of an axis
+of n voxels has its centre at (i + 0.5) / n.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# numpy only. Not lazy: module and function share a name, and importing a submodule later would put the module there
+# Not lazy: module and function share a name, and a later import of the module would replace the function. It needs
+# numpy alone.
 from pointrend.getpoint import getpoint
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ __all__ = ["PointHead", "PointRend", "getpoint", "render_labels", "sample_at", "
 
 
 def __getattr__(name: str) -> Any:
-    # lazy: numba and torch are imported by the first use, not by `import pointrend`
+    # lazy: torch and numba are imported by the first use, not by `import pointrend`
     if name in _HOMES:
         return getattr(import_module(f"pointrend.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'pointrend' has no attribute {name!r}")

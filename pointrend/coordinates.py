@@ -1,17 +1,20 @@
-"""Unit cube, voxel index, grid_sample and interpolation tables: the one place that converts between them.
+"""Points in the unit cube, voxel indices, torch's sampling grid and interpolation tables: all conversions are here.
 
 The unit cube covers the image from edge to edge: voxel i of an axis of n voxels fills [i/n, (i+1)/n], its centre is
-(i + 0.5) / n. Points are in array order, (z, y, x) or (y, x). Everything at any stride shares the same cube.
+(i + 0.5) / n. Points are in array order, (z, y, x) or (y, x). Image, features and logits of any stride fill the same
+cube.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -33,15 +36,15 @@ def voxel_centres(index: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def extent_centres(index: Tensor, size: Sequence[int], extent: Sequence[float]) -> Tensor:
-    """`voxel_centres` of a grid that fills only a share of the cube, from its origin.
+    """Centres of voxels of a grid that fills only a share of the cube, from its origin.
 
     Args:
         index: (...) int64, flat indices into `size`.
-        size: voxels per axis of the grid.
+        size: voxels per axis of the grid, in array order.
         extent: share of the cube that the grid fills, per axis, in (0, 1].
 
     Returns:
-        (..., ndim) float32 in the unit cube that `extent` is a share of.
+        (..., len(size)) float32 in the whole cube, between 0 and `extent`.
     """
     points = voxel_centres(index, size)
     return points if all(share == 1 for share in extent) else points * points.new_tensor(extent)
@@ -70,12 +73,12 @@ def flat_index(points: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def to_grid(points: Tensor) -> Tensor:
-    """Points (..., ndim) of the unit cube as `grid_sample` wants them: (x, y, z) in [-1, 1]."""
+    """Points (..., ndim) of the unit cube as `torch.nn.functional.grid_sample` takes them: (x, y, z) in [-1, 1]."""
     return 2 * points.flip(-1) - 1
 
 
 def check_extent(extent: Sequence[float] | None, ndim: int) -> tuple[float, ...]:
-    """The share of the source's cube that a target grid fills, per axis; None is all of it.
+    """The share of the unit cube that a target grid fills, one number per axis; None gives 1 for all.
 
     Raises:
         ValueError: not one number in (0, 1] per axis.
@@ -88,7 +91,7 @@ def check_extent(extent: Sequence[float] | None, ndim: int) -> tuple[float, ...]
 
 
 def check_size(size: Sequence[int], ndim: int) -> tuple[int, ...]:
-    """A target grid, checked.
+    """The size of a target grid as plain integers.
 
     Raises:
         ValueError: not `ndim` whole numbers of at least 1.
@@ -100,11 +103,12 @@ def check_size(size: Sequence[int], ndim: int) -> tuple[int, ...]:
 
 def interpolation_table(
     source: int, target: int, *, align_corners: bool = False, extent: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Neighbours and weights of linear interpolation along one axis, bit for bit those of torch's `interpolate`.
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Neighbours and weights of linear interpolation along one axis.
 
     Target i reads (1 - weight[i]) * source[lower[i]] + weight[i] * source[upper[i]]. Its position in the source is
-    scale * (i + 0.5) - 0.5, or scale * i with `align_corners`.
+    scale * (i + 0.5) - 0.5, or scale * i with `align_corners`, rounded once: the bits of torch's `interpolate` where
+    torch uses fused multiply-adds (2.13 on AVX2 and AVX-512 does, 2.4 to 2.6 round twice).
 
     Args:
         source: voxels of the source axis, at least 1.
@@ -113,7 +117,7 @@ def interpolation_table(
         extent: the share of the source axis, from its origin, that the target fills, in (0, 1].
 
     Returns:
-        lower (target,) int32, upper (target,) int32, weight (target,) float32 in [0, 1); lower never decreases.
+        lower (target,), upper (target,), weight (target,) in [0, 1); lower never decreases.
 
     Raises:
         ValueError: a size below 1, `extent` outside (0, 1], or `align_corners` together with an `extent` below 1.
@@ -125,8 +129,8 @@ def interpolation_table(
     if align_corners and extent != 1:
         raise ValueError(f"align_corners=True cannot be combined with an extent, got {extent}")
     index = np.arange(target, dtype=np.float64)
-    # Torch rounds the scale to float32, then once more after a fused multiply-add. The float64 product and sum
-    # are exact here, so that rounding once at the end gives the same bits.
+    # Torch rounds the scale to float32, then the fused multiply-add. The float64 product and sum are exact here, so
+    # that rounding once at the end gives the same bits.
     if align_corners:
         scale = np.float32(source - 1) / np.float32(target - 1) if target > 1 else np.float32(0)
         position = (np.float64(scale) * index).astype(np.float32)
@@ -141,3 +145,42 @@ def interpolation_table(
         weight = np.zeros_like(weight)
         upper = lower
     return lower.astype(np.int32), upper, weight.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class CellAxis:
+    """Linear interpolation along one axis, with the target voxels grouped by cell.
+
+    Cell i lies between the source voxels i and i + 1; the last one is its own neighbour.
+
+    Attributes:
+        lower, upper, weight: (target,) as from `interpolation_table`.
+        starts: (source + 1,) int32; the target voxels of cell i are starts[i]:starts[i + 1].
+    """
+
+    lower: NDArray[np.int32]
+    upper: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    starts: NDArray[np.int32]
+
+    @classmethod
+    def between(cls, source: int, target: int, extent: float = 1.0, *, align_corners: bool = False) -> CellAxis:
+        """From `source` to `target` voxels; arguments and errors of `interpolation_table`."""
+        lower, upper, weight = interpolation_table(source, target, align_corners=align_corners, extent=extent)
+        starts = np.searchsorted(lower, np.arange(source + 1)).astype(np.int32)
+        return cls(lower, upper, weight, starts)
+
+    @property
+    def source(self) -> int:
+        """Voxels of the source axis."""
+        return len(self.starts) - 1
+
+    @property
+    def target(self) -> int:
+        """Voxels of the target axis."""
+        return len(self.lower)
+
+    @property
+    def longest(self) -> int:
+        """Target voxels in the cell that holds most of them."""
+        return int(np.diff(self.starts).max())

@@ -1,4 +1,4 @@
-"""The point head: a small MLP applied at every point alike."""
+"""The point head: a small multilayer perceptron, the same at every point."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Without gradients the layers take this many hidden values at a time: they then stay in the second-level cache, and
-# 65 536 points go through 2.5 times as fast as at once.
+# Without gradients the layers take this many hidden values at a time. They then stay in the second-level cache:
+# 65 536 points take 1 / 2.5 of the time of all at once.
 VALUES_PER_BLOCK = 1 << 18
 
 
 class PointHead(nn.Module):
     """Logits at points from fine features and coarse logits (PointRend, arXiv 1912.08193, sections 3.3 and 4.1).
 
-    Every layer reads the hidden channels of the one before and, again, the coarse logits. The last layer starts as
-    the identity on the coarse logits plus a small random part, so that an untrained head changes next to nothing.
+    Each layer reads the output of the one before, joined with the coarse logits. The last layer starts as the
+    identity on the coarse logits plus small random weights, so that an untrained head changes next to nothing.
 
     Args:
         classes: K, at least 2.
         features: F, channels of the fine features; 0 for none.
-        width: channels of the hidden layers.
+        width: channels of the hidden layers, at least 1.
         layers: hidden layers, at least 1.
         frequencies: octaves of a Fourier code of the position (NeRF, arXiv 2003.08934, equation 4) that joins the
             fine features; 0 for none.
-        ndim: axes of the points; needed for the code alone.
+        ndim: axes of the points, 2 or 3; it matters with `frequencies` alone.
 
     Raises:
         ValueError: a number out of range.
@@ -47,6 +47,7 @@ class PointHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw the weights anew from torch's global generator."""
         for layer in self.hidden:
             assert isinstance(layer, nn.Linear)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -60,15 +61,15 @@ class PointHead(nn.Module):
         """Logits at points.
 
         Args:
-            fine: (B, F, N) features, each column of one point.
+            fine: (B, F, N) features at the points; N may be 0.
             coarse: (B, K, N) coarse logits at the same points.
-            points: (B, N, ndim) in the unit cube; needed with `frequencies` alone.
+            points: (B, N, ndim) in the unit cube, axes in array order; needed with `frequencies` alone.
 
         Returns:
-            (B, K, N); N may be 0.
+            (B, K, N).
 
         Raises:
-            ValueError: channels that are not those of the constructor, or points missing.
+            ValueError: other channels than those of the constructor, or points missing.
         """
         if fine.shape[1] != self.features or coarse.shape[1] != self.classes:
             raise ValueError(
@@ -93,18 +94,18 @@ class PointHead(nn.Module):
 
 
 def _per_point(layer: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer on (B, C, N): points stay the fast axis, which spares two transposes a layer."""
+    """A linear layer on (B, C, N). The points stay the fast axis, which spares two transposes a layer."""
     assert isinstance(layer, nn.Linear)
     weight = layer.weight.expand(len(x), -1, -1)
     return torch.baddbmm(layer.bias[:, None], weight, x)
 
 
 def fourier_code(points: Tensor, frequencies: int) -> Tensor:
-    """Sines and cosines of 2^j pi p for j < frequencies, p scaled from [0, 1] to [-1, 1].
+    """Sines and cosines of 2^j pi p for j < frequencies, the points p scaled from [0, 1] to [-1, 1].
 
     Args:
         points: (B, N, ndim) in the unit cube.
-        frequencies: octaves.
+        frequencies: octaves, at least 1 (NeRF, arXiv 2003.08934, equation 4).
 
     Returns:
         (B, 2 * frequencies * ndim, N): all sines, then all cosines, octave by octave, axes in array order.

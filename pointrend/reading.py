@@ -1,4 +1,4 @@
-"""Values of volumes at points, and what logits there say: best class and uncertainty. 2D and 3D alike."""
+"""Values of volumes at points, and the best class and uncertainty of logits. 2D and 3D alike."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pointrend.coordinates import flat_index, to_grid
 
 
 def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
-    """Read a volume at fractional positions.
+    """Values of a volume at fractional positions.
 
-    Points are (z, y, x) or (y, x) in the unit cube of the volume; outside the outermost voxel centres the nearest
-    voxel's value is used (border padding: with zeros, 18 % of uniform points on a 16-voxel grid are pulled to 0).
+    Points are (z, y, x) or (y, x) in the unit cube of the volume: voxel i of an axis of n voxels has its centre at
+    (i + 0.5) / n. Outside the outermost centres the nearest voxel's value is used (border padding).
 
     Args:
-        volume: (B, C, *spatial), two or three spatial axes; floating point for "bilinear", any for "nearest".
-        points: (B, N, ndim) in [0, 1]; N may be 0.
-        mode: "bilinear" (trilinear in 3D) for logits and features, "nearest" (the voxel that holds the point)
-            for labels.
+        volume: (B, C, *spatial), two or three spatial axes; floating point for "bilinear", any dtype for "nearest".
+        points: (B, N, ndim) in [0, 1]; N may be 0. With "bilinear" they may want a gradient.
+        mode: "bilinear" (trilinear in 3D) for logits and features, "nearest" (the voxel that holds the point) for
+            labels.
 
     Returns:
         (B, C, N), dtype and device of `volume`.
@@ -32,7 +32,7 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         ValueError: `points` is not (B, N, ndim) for this volume, or `mode` is another word.
         TypeError: "bilinear" of integers.
     """
-    _check_points(volume, points)
+    check_points(volume, points)
     if mode == "nearest":
         return read_voxels(volume, flat_index(points, volume.shape[2:]))
     if mode != "bilinear":
@@ -47,8 +47,9 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         return interpolate(volume, points)
     grid = to_grid(points)
     spread = (slice(None), slice(None)) + (None,) * (grid.shape[-1] - 1)  # (B, N, 1, (1,) ndim)
-    # coordinates need float32: bfloat16 has 8 bits for 128 voxels
+    # in float32: the 8 bits of a bfloat16 coordinate cannot tell 300 voxels apart
     exact = volume if volume.dtype == torch.float64 else volume.float()
+    # border padding: with zeros, 18 % of uniform points on a 16-voxel grid are pulled towards 0
     out = F.grid_sample(
         exact, grid[spread].to(exact.dtype), mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -56,52 +57,52 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def _compiled_reads(volume: Tensor, points: Tensor) -> bool:
-    """Whether numba may read the volume: on the CPU, in float32 at most, with no gradient of points, no tracing."""
+    """Whether the compiled loop may read: on the CPU, at most float32, no gradient of the points, no tracing."""
     moving = torch.is_grad_enabled() and points.requires_grad
     plain = volume.device.type == points.device.type == "cpu" and torch.float64 not in (volume.dtype, points.dtype)
     return plain and not moving and not traced()
 
 
 def read_voxels(volume: Tensor, index: Tensor) -> Tensor:
-    """Values of voxels.
+    """Values of a volume at voxels.
 
     Args:
-        volume: (B, C, *spatial).
-        index: (B, N) int64, flat within the spatial axes.
+        volume: (B, C, *spatial), any dtype.
+        index: (B, N) int64, flat row-major within the spatial axes.
 
     Returns:
-        (B, C, N).
+        (B, C, N), dtype of `volume`.
     """
     return volume.flatten(2).gather(2, index[:, None].expand(-1, volume.shape[1], -1))
 
 
 def read_at(volume: Tensor, points: Tensor, grid: Sequence[int] | None = None) -> Tensor:
-    """`sample_at`, where the points may be known to be voxel centres of a grid.
-
-    A volume of that very grid is read by index: the same values, and the backward pass is ten times faster.
+    """Values at points that may be known to be voxel centres; else `sample_at`.
 
     Args:
         volume: (B, C, *spatial), floating point.
         points: (B, N, ndim) in the unit cube.
-        grid: size of the grid whose voxel centres all points are; None if they are not.
+        grid: size of the grid whose voxel centres all points are; None if they are not. A volume of that very grid
+            is read by index: the same values, and the backward pass is ten times faster.
 
     Returns:
-        (B, C, N).
+        (B, C, N), dtype of `volume`.
     """
     if grid is not None and tuple(grid) == tuple(volume.shape[2:]):
-        _check_points(volume, points)
+        check_points(volume, points)
         return read_voxels(volume, flat_index(points, grid))
     return sample_at(volume, points)
 
 
 def uncertainty(logits: Tensor) -> Tensor:
-    """Second best minus best logit: 0 where two classes tie, lower where one is sure.
+    """Second best minus best logit: 0 where two classes tie, more negative the clearer the best class.
 
-    For two classes it is -|l1 - l0|, the paper's distance of the foreground probability to 0.5 on the logit scale.
+    For two classes it is -|l1 - l0|: the distance of the foreground probability to 0.5 (PointRend, section 3.1), on
+    the logit scale.
 
     Args:
-        logits: (B, K, ...), K >= 2, interpolated already: taking it first and interpolating afterwards would miss a
-            zero crossing between two sure neighbours.
+        logits: (B, K, ...), K >= 2, already interpolated. Interpolating uncertainties instead would miss the zero
+            crossing between two sure neighbours.
 
     Returns:
         (B, ...), at most 0.
@@ -120,7 +121,7 @@ def uncertainty(logits: Tensor) -> Tensor:
 
 
 def best_class(logits: Tensor) -> Tensor:
-    """Argmax over classes by running maxima: ties go to the lower class.
+    """The class with the largest logit; ties go to the lower class.
 
     Args:
         logits: (B, K, ...), K >= 1.
@@ -135,7 +136,12 @@ def best_class(logits: Tensor) -> Tensor:
     return label
 
 
-def _check_points(volume: Tensor, points: Tensor) -> None:
+def check_points(volume: Tensor, points: Tensor) -> None:
+    """Refuse points that do not fit a volume (B, C, *spatial).
+
+    Raises:
+        ValueError: the volume has not two or three spatial axes, or the points are not (B, N, ndim) for it.
+    """
     ndim = volume.ndim - 2
     if ndim not in (2, 3):
         raise ValueError(f"volume must be (B, C, H, W) or (B, C, D, H, W), got {tuple(volume.shape)}")

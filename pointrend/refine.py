@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointrend.coordinates import check_extent, check_size, extent_centres, voxel_centres
+from pointrend.coordinates import check_extent, extent_centres, voxel_centres
 from pointrend.head import PointHead
-from pointrend.neighbours import read_window
-from pointrend.reading import best_class, read_at, sample_at
-from pointrend.render import render_labels
+from pointrend.reading import read_at, sample_at
 from pointrend.sampling import PointSampling, training_voxels
-from pointrend.subdivision import Change, Chosen, Field, step_sizes
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """Labels of a batch on a target grid, and what refinement did.
-
-    Attributes:
-        labels: (B, *size) uint8 (uint16 from 257 classes on), refined.
-        unrefined: (B, *size), the argmax of the up-sampled coarse logits.
-        index: per sample the (n,) int64 flat indices of the voxels that the head was asked about, ascending.
-        uncertainty: per sample the (n,) float32 second best minus best coarse logit there.
-        differs: share of voxels where `labels` differs from asking the head about every voxel; None if not checked.
-    """
-
-    labels: Tensor
-    unrefined: Tensor
-    index: tuple[Tensor, ...]
-    uncertainty: tuple[Tensor, ...]
-    differs: float | None = None
+from pointrend.subdivision import Refinement, subdivide
+from pointrend.windows import read_window
 
 
 class PointRend(nn.Module):
-    """A point head on any backbone that gives coarse logits (arXiv 1912.08193), in 2D and 3D.
+    """A point head for any network that gives coarse logits (PointRend, arXiv 1912.08193), in 2D and 3D.
 
-    Coarse logits, features and image may have any strides: all span the same unit cube.
+    Coarse logits, features and image may have any strides: all fill the same unit cube.
 
     Args:
         classes: K, at least 2; a binary task has 2.
         features: channels by name of the feature maps that the head reads, in this order.
-        image_channels: channels of the image, if the head also reads it at the point; 0 if not.
+        image_channels: channels of the image, if the head also reads the image at the point; 0 if not.
         width: channels of the head's hidden layers.
         layers: hidden layers.
-        frequencies: octaves of a Fourier code of the position; 0 for none.
-        windows: by name of a feature map, or `image`: the voxels per axis that the head reads around a point, odd;
-            what is not named is read at the point alone. See `pointrend.neighbours`.
-        ndim: spatial axes; needed for the code and the windows alone.
+        frequencies: octaves of a Fourier code of the position; 0 for none. See `PointHead`.
+        windows: by name of a feature map, or `image`: the voxels per axis, odd, that the head reads around a point.
+            A map that is not named is read at the point alone.
+        ndim: spatial axes, 2 or 3; it matters with `frequencies` and `windows` alone.
         sampling: how the loss draws its points.
 
     Raises:
@@ -102,12 +80,12 @@ class PointRend(nn.Module):
         """The head's logits at points.
 
         Args:
-            points: (B, N, ndim) in the unit cube of the features; N may be 0.
+            points: (B, N, ndim) in the unit cube, axes in array order; N may be 0.
             coarse: (B, K, N) coarse logits at the points.
-            features: (B, C, *spatial) by name; names that the head does not read are left alone.
-            image: (B, C, *spatial); needed where `image_channels` is not 0.
-            grid: size of the grid whose voxel centres all points are, if they are: maps of that size are then read
-                by index, which is quicker and the same.
+            features: (B, C, *spatial) by name; names that the head does not read are ignored.
+            image: (B, C, *spatial); needed unless `image_channels` is 0.
+            grid: size of the grid whose voxel centres all points are; None if they are not. Maps of that size are
+                read by index: the same values, and quicker.
 
         Returns:
             (B, K, N) in the dtype of `coarse`.
@@ -140,7 +118,7 @@ class PointRend(nn.Module):
             generators: one CPU generator per sample; None draws from torch's global generator.
 
         Returns:
-            Points (B, N, ndim), logits (B, K, N) with gradient, labels (B, N) int64.
+            Points (B, N, ndim) in the unit cube, logits (B, K, N) with gradient, labels (B, N) int64.
         """
         size = tuple(labels.shape[1:])
         index = training_voxels(coarse.detach(), size, self.sampling, labels=labels, generators=generators)
@@ -157,17 +135,16 @@ class PointRend(nn.Module):
         *,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """Cross-entropy at training points: the mean over each sample's counted points, then over samples.
+        """Cross-entropy at training points: the mean over the points of each sample, then over samples.
 
-        Samples weigh the same, so that several processes with equal shares agree with one. Arguments are those of
-        `training_logits`.
+        Samples weigh the same, so that the mean over several processes of equal batches is the loss of one. Arguments
+        are those of `training_logits`.
 
         Returns:
-            A scalar; 0, with a gradient, where no point counts.
+            A scalar; 0, with a gradient, where every voxel is ignored or no point is drawn.
         """
         _, logits, truth = self.training_logits(coarse, features, image, labels, generators=generators)
-        # ignored voxels are drawn only where a sample holds nothing else: the mean over all points is the one over
-        # those that count, or 0
+        # ignored voxels are drawn only where a sample holds nothing else: the sum over N is each sample's mean, or 0
         no_label = -100 if self.sampling.ignore is None else self.sampling.ignore
         total = F.cross_entropy(logits.float(), truth, ignore_index=no_label, reduction="sum")
         return total / max(truth.numel(), 1)
@@ -195,66 +172,44 @@ class PointRend(nn.Module):
             coarse: (B, K, *coarse) logits.
             features: as in `predict_points`.
             image: as in `predict_points`.
-            size: voxels per axis of the target grid.
+            size: voxels per axis of the target grid, in array order.
             num_points: ask the head about at most this many voxels per sample and step, the most uncertain.
             max_margin: ask only where best minus second-best logit is at most this. At least one of the two.
-            extent: share of the unit cube that the target grid spans, per axis, from the origin.
-            steps: grids to refine in turn, each twice as fine as the one before (the paper's subdivision); one goes
-                straight to the target. The head reads the coarse logits in every step; what it changed moves the
-                choice of later voxels and the labels next to refined ones.
-            chunk: points at once.
-            check: ask the head about every voxel as well, to report the share that differs. Slow.
+            extent: share of the unit cube that the target grid fills, per axis, from the origin; None is all of it.
+            steps: grids to refine in turn, each twice as fine as the one before (the paper's subdivision); 1 goes
+                straight to the target. The head reads the coarse logits in every step; the voxels that it changed
+                move the choice of later voxels, and the labels around them.
+            chunk: voxels that the head is asked about at once.
+            check: ask the head about every voxel as well, to report the share of labels that differ. Slow.
+
+        Returns:
+            Labels with and without refinement, and the refined voxels.
 
         Raises:
             ValueError: shapes that disagree, or numbers out of range.
         """
         shares = check_extent(extent, coarse.ndim - 2)
-        size = check_size(size, coarse.ndim - 2)
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
-        grids = step_sizes(coarse.shape[2:], size, steps, num_points)
-        unrefined = torch.as_tensor(render_labels(coarse, size, extent=extent))
-        labels = unrefined.clone()
-        chosen: list[Chosen] = []
-        differing = 0
-        for sample in range(len(coarse)):
-            own = {name: maps[sample, None] for name, maps in features.items() if name in self.feature_names}
-            picture = None if image is None else image[sample, None]
-            ask = partial(self._logits_at, coarse[sample, None], shares, own, picture)
-            field, flat = Field(coarse[sample], shares), labels[sample].view(-1)
-            for grid in grids[:-1]:
-                index = field.choose(grid, num_points=num_points, max_margin=max_margin).index
-                delta = [ask(some, grid) - field.at(some, grid) for some in index.split(chunk)]
-                field = field.with_change(Change(grid, index, torch.cat(delta, dim=1)))
-            last = field.choose(size, num_points=num_points, max_margin=max_margin)
-            flat[last.changed] = last.best.to(flat.dtype)
-            _write_labels(flat, last.index, partial(ask, size=size), chunk)
-            chosen.append(last)
-            if check:
-                dense = flat.clone()
-                _write_labels(dense, torch.arange(len(flat), device=flat.device), partial(ask, size=size), chunk)
-                differing += int((dense != flat).sum())
-        return Refinement(
-            labels,
-            unrefined,
-            tuple(last.index for last in chosen),
-            tuple(last.uncertainty for last in chosen),
-            differing / labels.numel() if check else None,
-        )
+        whole = all(share == 1 for share in shares)
+        maps = {name: features[name] for name in self.feature_names if name in features}
 
-    def _logits_at(
-        self,
-        coarse: Tensor,
-        extent: tuple[float, ...],
-        features: Mapping[str, Tensor],
-        image: Tensor | None,
-        index: Tensor,
-        size: Sequence[int],
-    ) -> Tensor:
-        """The head's logits (K, N) at voxels of a target grid of one sample; the volumes have a batch of 1."""
-        points = extent_centres(index, size, extent)[None]
-        grid = size if all(share == 1 for share in extent) else None
-        return self.predict_points(points, sample_at(coarse, points), features, image, grid=grid)[0]
+        def logits_at(sample: int, index: Tensor, grid: tuple[int, ...]) -> Tensor:
+            points = extent_centres(index, grid, shares)[None]
+            at_points = sample_at(coarse[sample, None], points)
+            own = {name: volume[sample, None] for name, volume in maps.items()}
+            picture = None if image is None else image[sample, None]
+            return self.predict_points(points, at_points, own, picture, grid=grid if whole else None)[0]
+
+        return subdivide(
+            coarse,
+            size,
+            logits_at,
+            num_points=num_points,
+            max_margin=max_margin,
+            extent=extent,
+            steps=steps,
+            chunk=chunk,
+            check=check,
+        )
 
     def _volumes(self, features: Mapping[str, Tensor], image: Tensor | None) -> list[Tensor]:
         missing = [name for name in self.feature_names if name not in features]
@@ -268,9 +223,3 @@ class PointRend(nn.Module):
                 raise ValueError(f"image must have {self.image_channels} channels, got {image.shape[1]}")
             volumes.append(image)
         return volumes
-
-
-def _write_labels(labels: Tensor, index: Tensor, logits_at: Callable[[Tensor], Tensor], chunk: int) -> None:
-    """Write the best class of logits_at(index) (K, N) into flat labels, `chunk` voxels at a time."""
-    for some in index.split(chunk):
-        labels[some] = best_class(logits_at(some)[None])[0].to(labels.dtype)

@@ -1,10 +1,10 @@
-"""The most uncertain voxels of a finer grid, exactly, without making the fine logits.
+"""The most uncertain voxels of a finer grid, exactly, without the fine logits.
 
-In a coarse cell whose corners agree on the best class, the interpolated margin (best minus second-best logit) is at
-least the smallest margin of the corners: interpolation is a convex mix, and "best class minus the maximum of the
-others" is concave. So cells are visited in the order of that bound (0 where corners disagree), and the search stops
-where the bound passes the margin of the n-th voxel found. Candidates are keys of one integer, margin bits before flat
-index, so that ties go to the lower index on every path.
+The margin is best minus second-best logit. In a coarse cell whose corners agree on the best class, the interpolated
+margin is at least the smallest margin of the corners: interpolation is a convex mix, and "best class minus the maximum
+of the others" is concave. Cells are visited in the order of that bound (0 where corners disagree), and the search
+stops where the bound passes the margin of the n-th voxel found. A voxel's key is one integer, the bits of its margin
+above its flat index, so that ties go to the lower index on every path.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import math
 from collections.abc import Sequence
 from numbers import Integral
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pointrend.coordinates import check_extent, check_size, interpolation_table
+from pointrend.coordinates import CellAxis, check_extent, check_size
 
-# Interpolating in float32 moves a margin by less than this share of the largest logit.
-ROUNDING = 4e-6
-# Voxels that the torch path interpolates at once, times classes.
-VALUES_AT_ONCE = 1 << 24
+ROUNDING = 4e-6  # float32 interpolation moves a margin by less than this share of the largest logit
+VALUES_AT_ONCE = 1 << 24  # voxels that the torch path interpolates at once, times classes
 
 
 def uncertain_voxels(
@@ -41,13 +38,15 @@ def uncertain_voxels(
     Args:
         logits: (K, *coarse) of one volume, two or three spatial axes, K >= 2, finite.
         size: voxels per axis of the target grid.
-        num_points: how many at most, the most uncertain; ties go to the lower index.
-        max_margin: only voxels whose best minus second-best logit is at most this. At least one of the two.
-        extent: share of the unit cube that the target grid spans, per axis, from the origin; None is all of it.
-        compiled: True the numba loops (CPU), False torch operations on the device of `logits`; None decides.
+        num_points: at most this many, the most uncertain; ties go to the lower index. None sets no limit.
+        max_margin: only voxels whose best minus second-best logit is at most this. None sets no limit; at least one
+            of the two must be given.
+        extent: share of the unit cube that the target grid fills, per axis, from the origin; None is all of it.
+        compiled: True takes the numba loops (CPU), False torch operations on the device of `logits`, None the faster.
 
     Returns:
-        Flat indices into `size` (n,) int64 ascending, and their uncertainty (n,) float32, on the device of `logits`.
+        Flat row-major indices into `size` (n,) int64, ascending, and their uncertainty (n,) float32, at most 0; both
+        on the device of `logits`.
 
     Raises:
         ValueError: shapes or numbers out of range, or logits that are not finite.
@@ -64,7 +63,7 @@ def uncertain_voxels(
     low, high = (float(value) for value in fine.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("logits must be finite, got NaN or infinite values")
-    tables = [interpolation_table(s, t, extent=e) for s, t, e in zip(fine.shape[1:], size, shares, strict=True)]
+    axes = [CellAxis.between(*lengths) for lengths in zip(fine.shape[1:], size, shares, strict=True)]
     slack = ROUNDING * (max(-low, high) + 1)
     num_points = None if num_points is None else min(int(num_points), math.prod(size))
     if compiled is None:
@@ -72,25 +71,24 @@ def uncertain_voxels(
     if compiled:
         from pointrend._kernels.margin_search import search_compiled
 
-        return search_compiled(fine, size, tables, num_points, max_margin, slack)
-    keys = _search(fine, size, tables, num_points, max_margin, slack)
+        return search_compiled(fine, axes, num_points, max_margin, slack)
+    keys = _search(fine, axes, num_points, max_margin, slack)
     index, order = (keys & 0xFFFFFFFF).sort()
     return index, -(keys[order] >> 32).to(torch.int32).view(torch.float32)
 
 
 def _search(
     logits: Tensor,
-    size: Sequence[int],
-    tables: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    axes: Sequence[CellAxis],
     num_points: int | None,
     max_margin: float | None,
     slack: float,
 ) -> Tensor:
-    """Keys of the voxels sought, in torch operations: cells in the order of their bounds, some at a time."""
+    """Keys of the voxels sought, by torch operations: cells in the order of their bounds, some at a time."""
     device = logits.device
-    starts = [torch.as_tensor(np.searchsorted(t[0], np.arange(s + 1)), device=device) for t, s in _axes(logits, tables)]
-    weights = [torch.as_tensor(t[2], device=device) for t in tables]
-    longest = [int(s.diff().max()) for s in starts]
+    starts = [torch.as_tensor(axis.starts, device=device).long() for axis in axes]
+    weights = [torch.as_tensor(axis.weight, device=device) for axis in axes]
+    size, longest = [axis.target for axis in axes], [axis.longest for axis in axes]
     bounds = _cell_bounds(logits, starts, slack).flatten()
     bounds, cells = bounds.sort(stable=True)
     cut = math.inf if max_margin is None else float(max_margin)
@@ -110,12 +108,8 @@ def _search(
     return keys
 
 
-def _axes(logits: Tensor, tables: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list:
-    return list(zip(tables, logits.shape[1:], strict=True))
-
-
 def _cell_bounds(logits: Tensor, starts: Sequence[Tensor], slack: float) -> Tensor:
-    """(D, H, W) lower bounds of the margins in the cell above each coarse voxel; infinite where it holds no voxel."""
+    """(D, H, W) lower bounds of the margins in the cell above each voxel; infinite where it holds no target voxel."""
     best, second = logits[0], torch.full_like(logits[0], -math.inf)
     winner = torch.zeros_like(best, dtype=torch.int32)
     for label, one in enumerate(logits[1:], start=1):
@@ -148,7 +142,7 @@ def _cell_margins(
     longest: Sequence[int],
     size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Margins and flat target indices of all voxels in some cells, both (M,)."""
+    """Margins and flat target indices of all target voxels in some cells (M,), (n,) each."""
     shape = logits.shape[1:]
     corners, voxel = [], []
     for axis in (2, 1, 0):
@@ -164,7 +158,7 @@ def _cell_margins(
     values = torch.stack([logits[:, a, b, c] for a in z for b in y for c in x])
     values = values.view(2, 2, 2, *values.shape[1:])  # (2, 2, 2, K, M)
     wz, wy, wx = (w[at.clamp_min(0)] for w, at in zip(weights, (at_z, at_y, at_x), strict=True))
-    # one axis after the other, rounding as the compiled loops do
+    # an axis at a time, rounded as the compiled loops round: both paths choose the same voxels
     values = values[0][..., None] * (1 - wz) + values[1][..., None] * wz  # (2, 2, K, M, z)
     values = values[0][..., None] * (1 - wy[:, None]) + values[1][..., None] * wy[:, None]
     values = values[0][..., None] * (1 - wx[:, None, None]) + values[1][..., None] * wx[:, None, None]

@@ -1,1 +1,1 @@
-"""The compiled loops, one module a job, and how they are divided over threads."""
+"""Compiled loops (numba) and how they are divided over threads; numba is imported at their first use."""

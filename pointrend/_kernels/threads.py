@@ -1,10 +1,11 @@
-"""The compiled loops, divided over threads."""
+"""Run the compiled loops over threads; they release the interpreter lock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
@@ -12,32 +13,39 @@ import torch
 # their next work, and take the cores.
 VALUES_PER_THREAD = 1 << 18
 
+Task = TypeVar("Task")
+
+
+def run_tasks(work: Callable[[Task], None], tasks: Sequence[Task], threads: int) -> None:
+    """Call work(task) for every task, `threads` at a time; one thread runs them here, in order."""
+    if threads < 2 or len(tasks) < 2:
+        for task in tasks:
+            work(task)
+        return
+    with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
+        for _ in pool.map(work, tasks):  # consuming the results raises what a task raised
+            pass
+
 
 def divide(work: Callable[[int, int, int], None], *, samples: int, parts: int, values: int) -> None:
-    """Run work(sample, start, stop) for every sample and share of its parts, over threads where that pays.
+    """Call work(sample, start, stop) for every sample and every range of its parts, over threads where that pays.
 
-    A part is one thread's alone, so that the results are the same however many threads there are.
+    A part belongs to one thread alone, so the results do not depend on the number of threads.
 
     Args:
-        samples: of the batch.
-        parts: what a sample is cut into, points or channels.
-        values: read or written in all.
+        samples: samples of the batch.
+        parts: points or channels of a sample; ranges of them are divided over threads.
+        values: numbers read or written in all, which decide how many threads pay.
     """
     threads = min(torch.get_num_threads(), values // VALUES_PER_THREAD)
-    shares = max(-(-threads // max(samples, 1)), 1)  # of one sample
-    edges = [parts * share // shares for share in range(shares + 1)]
+    ranges = max(-(-threads // max(samples, 1)), 1)  # of one sample
+    edges = [parts * i // ranges for i in range(ranges + 1)]
     tasks = [(sample, *edge) for sample in range(samples) for edge in pairwise(edges)]
-    if threads < 2:
-        for task in tasks:
-            work(*task)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, *task) for task in tasks]:
-            done.result()
+    run_tasks(lambda task: work(*task), tasks, threads)
 
 
 def traced() -> bool:
-    """Whether torch records or transforms what is done: numba's loops would be invisible to it."""
+    """Whether torch compiles, traces or transforms the calling code: numba's loops would be invisible to it."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

@@ -1,1 +1,1 @@
-"""Bridges to other packages; each module needs the package that it is named after."""
+"""Drop-in parts for other packages; each module needs the package that it is named after."""

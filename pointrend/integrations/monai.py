@@ -1,4 +1,4 @@
-"""MONAI transforms from coarse logits to fine labels, in place of resampling and then `AsDiscrete(argmax=True)`."""
+"""MONAI transforms from coarse logits to fine labels, in place of resampling followed by `AsDiscrete(argmax=True)`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pointrend.render import render_labels
 
 
 class RenderLabels(Transform):
-    """Labels of every voxel of a grid from channel-first logits: linear interpolation and argmax in one.
+    """The labels of every voxel of a grid, from channel-first logits: linear interpolation and argmax in one.
 
     Replaces `Resize(size, mode="trilinear")` followed by `AsDiscrete(argmax=True)`: equal up to float32 ties, without
     the tensor of classes x voxels. The affine of a `MetaTensor` is scaled to the new grid, which covers the same field
     of view.
 
     Args:
-        spatial_size: voxels per spatial axis; None takes them from `like`, which every call then has to give.
+        spatial_size: voxels per spatial axis; None takes them from `like`, which every call must then give.
         align_corners: as in `torch.nn.functional.interpolate`.
         threads: threads on the CPU; None takes torch's number.
     """
@@ -38,7 +38,11 @@ class RenderLabels(Transform):
         self.align_corners, self.threads = align_corners, threads
 
     def __call__(self, logits: Any, like: Any = None) -> Any:
-        """Args: `logits` (K, *spatial), 2D or 3D; `like` (C, *size), whose spatial size (and affine) is taken.
+        """The labels of one volume.
+
+        Args:
+            logits: (K, *spatial), 2D or 3D.
+            like: (C, *size), an image whose spatial size (and affine) the labels take.
 
         Returns:
             (1, *size) uint8 (uint16 above 256 classes), of the kind of `logits`.
@@ -61,7 +65,7 @@ class RenderLabels(Transform):
 
 
 class RenderLabelsd(MapTransform):
-    """Dictionary form of `RenderLabels`; `like` is the key of the image whose grid is wanted."""
+    """Dictionary form of `RenderLabels`; `like` is the key of the image whose grid the labels take."""
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ class RenderLabelsd(MapTransform):
 
 
 def _scaled(affine: Tensor, old: Sequence[int], new: Sequence[int], align_corners: bool) -> Tensor:
-    """The affine of a grid of `new` voxels over the same cube (or corner centres) as one of `old` voxels."""
+    """The affine of `new` voxels over the field of view of `old` voxels, or between the same corner centres."""
     step = torch.eye(len(affine), dtype=affine.dtype, device=affine.device)
     for axis, (source, target) in enumerate(zip(old, new, strict=True)):
         if align_corners:

@@ -1,4 +1,4 @@
-"""nnU-Net's export without its class-by-voxel tensor: a drop-in for the step from logits to labels.
+"""nnU-Net's step from logits to labels without the tensor of classes x voxels, as a drop-in.
 
     import nnunetv2.inference.export_prediction as export
     from pointrend.integrations.nnunet import convert_predicted_logits_to_segmentation_with_correct_shape as convert
@@ -69,7 +69,7 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
 def _nearest_axis(
     resample: Any, current: Sequence[float], new: Sequence[float]
 ) -> tuple[int | None, type[np.floating]]:
-    """The axis that nnU-Net resamples to the nearest slice (None: all are linear), and the precision it rounds in.
+    """The axis along which nnU-Net takes the nearest slice (None: all are linear), and the dtype of its positions.
 
     Raises:
         ValueError: the planned resampling is not linear in plane and linear or nearest across.
@@ -93,7 +93,7 @@ def _nearest_axis(
         raise ValueError(
             f"resampling_fn_probabilities must be linear in plane and linear or nearest across, got {name} with {given}"
         )
-    # the one computes positions in numpy, the other in torch's float32
+    # the first computes positions in numpy's float64, the second in torch's float32
     return (int(axis) if separate and across != 1 else None), np.float64 if "order" in given else np.float32
 
 
@@ -104,7 +104,7 @@ def _render_slices(
     rounding: type[np.floating],
     threads: int | None,
 ) -> NDArray[Any]:
-    """Linear interpolation within the slices across `axis`, the nearest slice along it."""
+    """Labels by linear interpolation within the slices across `axis` and the nearest slice along it."""
     source = logits.shape[axis + 1]
     position = rounding(source / size[axis]) * (np.arange(size[axis]) + rounding(0.5))
     nearest = np.clip(np.floor(position), 0, source - 1).astype(np.int64)
@@ -119,7 +119,7 @@ def _render_slices(
 
 
 def _insert(whole: NDArray[Any], crop: NDArray[Any], box: Sequence[Sequence[int]]) -> None:
-    """Put the crop at its half-open box; what lies outside of the image is dropped."""
+    """Write the crop to its half-open box of the whole image; parts outside the image are dropped."""
     inside, part = [], []
     for (start, stop), length in zip(box, whole.shape, strict=True):
         first, last = max(int(start), 0), min(int(stop), length)

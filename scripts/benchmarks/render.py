@@ -152,13 +152,14 @@ def stream(logits: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[Any]:
 
 
 def dense(logits: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[Any]:
-    from pointrend import render
+    from pointrend import render_labels
+    from pointrend._kernels import rendering
 
-    chosen, render._pays_by_surface = render._pays_by_surface, lambda source, axes: False
+    chosen, rendering.pays_by_surface = rendering.pays_by_surface, lambda volume, axes: False
     try:
-        return render.render_labels(logits, size, threads=1)
+        return render_labels(logits, size, threads=1)
     finally:
-        render._pays_by_surface = chosen
+        rendering.pays_by_surface = chosen
 
 
 def rendered(threads: int) -> Render:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pointrend import PointRend, getpoint, render_labels
-from pointrend.integrations.monai import RenderLabels
 
 COARSE = torch.randn(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
 FINE = {"fine": torch.randn(1, 2, 8, 10, 12, generator=torch.Generator().manual_seed(1))}
@@ -47,19 +46,6 @@ def test_axes_of_one_voxel_and_targets_smaller_than_the_source(size):
     dense = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")
     assert torch.equal(refined.unrefined.long(), dense.argmax(1))
     assert refined.labels.shape == (1, *size)
-
-
-@pytest.mark.parametrize(
-    ("logits", "message"),
-    [
-        (torch.full((2, 4, 5), float("nan")), "logits must be finite"),
-        (torch.zeros(4, 5), "size must be 1 whole numbers|logits must be"),
-        (torch.zeros(0, 4, 5), "1 to 65536 classes"),
-    ],
-)
-def test_the_transform_refuses(logits, message):
-    with pytest.raises(ValueError, match=message):
-        RenderLabels((8, 9))(logits)
 
 
 def test_empty_masks_have_uniform_points_alone():

@@ -1,5 +1,7 @@
 """Unit cube, voxel index and interpolation tables: against hand-worked values and torch's own interpolation."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -71,21 +73,41 @@ def test_a_table_by_hand():
     assert (lower.dtype, upper.dtype, weight.dtype) == (np.int32, np.int32, np.float32)
 
 
+def combed(source: int, target: int, align_corners: bool) -> np.ndarray:
+    """A comb of zeros and ones interpolated by torch: shows the weights themselves, as neighbours differ."""
+    comb = (torch.arange(source) % 2).float()[None, None, None, None]
+    return F.interpolate(comb, (1, 1, target), mode="trilinear", align_corners=align_corners).numpy()[0, 0, 0, 0]
+
+
+# 2 voxels to 5: rounded once, target 1 lies at 0.1; torch without fused multiply-adds rounds twice
+TORCH_FUSES = combed(2, 5, False)[1] == np.float32(np.float64(np.float32(0.4)) * 1.5 - 0.5)
+
+
 @settings(deadline=None, max_examples=200)
 @given(source=st.integers(1, 300), target=st.integers(1, 700), align_corners=st.booleans())
 def test_a_table_has_the_bits_of_torch(source, target, align_corners):
     lower, upper, weight = interpolation_table(source, target, align_corners=align_corners)
-    # a comb of zeros and ones shows the weight itself, as neighbours differ
-    comb = torch.arange(source) % 2
-    out = F.interpolate(
-        comb.float()[None, None, None, None], (1, 1, target), mode="trilinear", align_corners=align_corners
-    )
-    values = comb.numpy().astype(np.float32)
+    values = (np.arange(source) % 2).astype(np.float32)
     expected = (np.float32(1) - weight) * values[lower] + weight * values[upper]
-    np.testing.assert_array_equal(expected, out.numpy()[0, 0, 0, 0])
+    # one more rounding of a position below `source`
+    atol = 0 if TORCH_FUSES else 2 * np.finfo(np.float32).eps * source
+    np.testing.assert_allclose(expected, combed(source, target, align_corners), rtol=0, atol=atol)
     assert (np.diff(lower) >= 0).all()
     assert (lower <= upper).all()
     assert upper.max() < source
+
+
+@settings(deadline=None, max_examples=100)
+@given(source=st.integers(1, 300), target=st.integers(1, 700))
+def test_positions_are_rounded_once(source, target):
+    lower, _, weight = interpolation_table(source, target)
+    scale = Fraction(float(np.float32(source) / np.float32(target)))
+    for i in range(0, target, 7):
+        exact = max(scale * (2 * i + 1) / 2 - Fraction(1, 2), Fraction(0))
+        position = np.float32(float(exact))  # exact in float64, see `interpolation_table`
+        if source != target:
+            assert lower[i] == min(int(position), source - 1)
+            assert weight[i] == min(position - np.float32(lower[i]), np.float32(1))
 
 
 @settings(deadline=None, max_examples=50)

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from pointrend import PointRend
 from pointrend.coordinates import flat_index, voxel_centres
-from pointrend.neighbours import read_window
+from pointrend.field import Change, Field
 from pointrend.reading import sample_at, uncertainty
 from pointrend.sampling import PointSampling
-from pointrend.subdivision import Change, Field, step_sizes
+from pointrend.subdivision import step_sizes
+from pointrend.windows import read_window
 
 MODES = {2: "bilinear", 3: "trilinear"}
 

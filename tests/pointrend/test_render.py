@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pointrend import render, render_labels
-from pointrend.coordinates import interpolation_table
+from pointrend import render_labels
+from pointrend._kernels import rendering
+from pointrend._kernels.logit_planes import LogitVolume
+from pointrend.coordinates import CellAxis, interpolation_table
+from pointrend.render import _render_on_device
 
 LOOPS = ["surface", "dense"]
 
@@ -21,7 +24,7 @@ def loop(request, monkeypatch):
 
 
 def force(monkeypatch, name: str) -> None:
-    monkeypatch.setattr(render, "_pays_by_surface", lambda source, axes: name == "surface")
+    monkeypatch.setattr(rendering, "pays_by_surface", lambda volume, axes: name == "surface")
 
 
 def interpolated(logits: np.ndarray, size, align_corners: bool = False, extent=None) -> np.ndarray:
@@ -168,7 +171,7 @@ def test_the_input_stays_as_it_was(loop):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_blocks_of_rows_fit_together(loop, threads, monkeypatch):
-    monkeypatch.setattr(render, "BLOCK_BYTES", 1)  # the smallest blocks
+    monkeypatch.setattr(rendering, "BLOCK_BYTES", 1)  # the smallest blocks
     logits = torch.randn(2, 3, 5, 23, 4, generator=torch.Generator().manual_seed(4)).half()
     dense = interpolated(logits.float().numpy(), (9, 50, 7))
     assert_best(render_labels(logits, (9, 50, 7), threads=threads).numpy(), dense)
@@ -176,8 +179,8 @@ def test_blocks_of_rows_fit_together(loop, threads, monkeypatch):
 
 def test_the_device_neutral_path_agrees():
     logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(5))
-    axes = [render._Axis.between(s, t, False, e) for s, t, e in ((6, 13, 0.8), (7, 20, 1.0))]
-    labels = render._render_on_device(logits, axes)
+    axes = [CellAxis.between(s, t, e) for s, t, e in ((6, 13, 0.8), (7, 20, 1.0))]
+    labels = _render_on_device(logits, axes)
     assert torch.equal(labels, render_labels(logits, (13, 20), extent=(0.8, 1.0)))
 
 
@@ -186,11 +189,11 @@ def test_an_empty_batch_has_no_labels():
 
 
 def survey_of(logits: np.ndarray) -> np.ndarray:
-    return render._survey(render._Source(logits))
+    return rendering.sample_cells(LogitVolume(logits))
 
 
 def axes_to(logits: np.ndarray, factor: int) -> list:
-    return [render._Axis.between(n, n * factor, False, 1.0) for n in logits.shape[2:]]
+    return [CellAxis.between(n, n * factor) for n in logits.shape[2:]]
 
 
 def test_noise_and_small_targets_go_to_the_dense_loop():
@@ -198,9 +201,9 @@ def test_noise_and_small_targets_go_to_the_dense_loop():
     noise = random.normal(size=(1, 4, 20, 20, 20)).astype(np.float32)
     z = np.linspace(-1, 1, 20, dtype=np.float32).reshape(-1, 1, 1)
     layers = np.stack([z * c + noise[0, 0] * 0.01 for c in range(4)])[None]
-    pays = [render._pays_by_surface(render._Source(x), axes_to(x, 4)) for x in (noise, layers)]
+    pays = [rendering.pays_by_surface(LogitVolume(x), axes_to(x, 4)) for x in (noise, layers)]
     assert pays == [False, True]
-    assert not render._pays_by_surface(render._Source(layers), axes_to(layers, 1))
+    assert not rendering.pays_by_surface(LogitVolume(layers), axes_to(layers, 1))
 
 
 def test_the_survey_counts_cut_cells():
@@ -211,7 +214,7 @@ def test_the_survey_counts_cut_cells():
 
 
 def test_tables_group_targets_by_cell():
-    axis = render._Axis.between(4, 9, False, 1.0)
+    axis = CellAxis.between(4, 9)
     lower, _, _ = interpolation_table(4, 9)
     for cell in range(4):
         np.testing.assert_array_equal(np.flatnonzero(lower == cell), np.arange(*axis.starts[cell : cell + 2]))

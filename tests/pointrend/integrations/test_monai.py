@@ -66,3 +66,16 @@ def test_bad_input_is_refused():
         RenderLabels()(LOGITS)
     with pytest.raises(ValueError, match="size must be 3 whole numbers"):
         RenderLabels((4, 5))(LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (torch.full((2, 4, 5), float("nan")), "logits must be finite"),
+        (torch.zeros(4, 5), "size must be 1 whole numbers|logits must be"),
+        (torch.zeros(0, 4, 5), "1 to 65536 classes"),
+    ],
+)
+def test_the_transform_refuses(logits, message):
+    with pytest.raises(ValueError, match=message):
+        RenderLabels((8, 9))(logits)

@@ -1,4 +1,7 @@
-"""Compiled loops of the search for uncertain voxels. Volumes are float32 (K, D, H, W); 2D has D = 1."""
+"""Margins (best minus second-best logit) of the target voxels inside the cells of a coarse grid.
+
+Second half of the search for uncertain voxels; words as in `cell_bounds`.
+"""
 
 from __future__ import annotations
 
@@ -8,71 +11,8 @@ from numpy.typing import NDArray
 
 
 @numba.njit(cache=True, nogil=True)
-def rank_classes(logits: NDArray, start: int, stop: int, ranked: NDArray, classes: NDArray) -> None:
-    """The three highest logits of voxels [start, stop) and the classes of the first two; ties to the lower class.
-
-    logits (K, V); ranked (3, V) float32; classes (2, V) uint16.
-    """
-    for v in range(start, stop):
-        ranked[0, v] = logits[0, v]
-        ranked[1, v] = -np.inf
-        ranked[2, v] = -np.inf
-        classes[0, v] = 0
-    for k in range(1, logits.shape[0]):
-        for v in range(start, stop):
-            value = logits[k, v]
-            if value > ranked[2, v]:
-                if value > ranked[0, v]:
-                    ranked[2, v], ranked[1, v], ranked[0, v] = ranked[1, v], ranked[0, v], value
-                    classes[1, v], classes[0, v] = classes[0, v], k
-                elif value > ranked[1, v]:
-                    ranked[2, v], ranked[1, v] = ranked[1, v], value
-                    classes[1, v] = k
-                else:
-                    ranked[2, v] = value
-
-
-@numba.njit(cache=True, nogil=True)
-def bound_cells(
-    ranked: NDArray,
-    classes: NDArray,
-    starts: NDArray,
-    depth: int,
-    height: int,
-    width: int,
-    slack: float,
-    first: int,
-    last: int,
-    bounds: NDArray,
-) -> None:
-    """Lower bounds of the margins in cells of planes [first, last): infinite where a cell holds no target voxel.
-
-    starts (3, longest axis + 1): the first target voxel of each cell, per axis; bounds (V,) float32.
-    """
-    for z in range(first, last):
-        below = width * height if z + 1 < depth else 0
-        for y in range(height):
-            down = width if y + 1 < height else 0
-            empty_row = starts[0, z] == starts[0, z + 1] or starts[1, y] == starts[1, y + 1]
-            for x in range(width):
-                cell = (z * height + y) * width + x
-                right = 1 if x + 1 < width else 0
-                if empty_row or starts[2, x] == starts[2, x + 1]:
-                    bounds[cell] = np.inf
-                    continue
-                lowest = np.float32(np.inf)
-                for corner in range(8):
-                    at = cell + (corner >> 2) * below + ((corner >> 1) & 1) * down + (corner & 1) * right
-                    if classes[0, at] != classes[0, cell]:
-                        lowest = np.float32(0)
-                        break
-                    lowest = min(lowest, ranked[0, at] - ranked[1, at])
-                bounds[cell] = max(lowest - np.float32(slack), np.float32(0))
-
-
-@numba.njit(cache=True, nogil=True)
 def _leaders(classes: NDArray, corners: NDArray, members: NDArray) -> int:
-    """Write the classes that come first or second at some corner to `members`; their number."""
+    """Write the classes that are first or second at some corner to `members`; their number."""
     found = 0
     for rank in range(2):
         for c in range(8):
@@ -88,7 +28,7 @@ def _leaders(classes: NDArray, corners: NDArray, members: NDArray) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def _leading_pair(logits: NDArray, corners: NDArray, members: NDArray, found: int) -> tuple[int, int]:
-    """The two of the first `found` members with the highest sums over the corners."""
+    """The two of members[:found] with the highest sums over the corners."""
     first, second = members[0], members[0]
     highest, next_highest = np.float32(-np.inf), np.float32(-np.inf)
     for m in range(found):
@@ -105,9 +45,9 @@ def _leading_pair(logits: NDArray, corners: NDArray, members: NDArray, found: in
 
 @numba.njit(cache=True, nogil=True)
 def _contenders(logits: NDArray, ranked: NDArray, classes: NDArray, corners: NDArray, members: NDArray) -> int:
-    """Write the classes that may be first or second somewhere in a cell to `members`; their number.
+    """Write the classes that may be first or second somewhere inside a cell to `members`; their number.
 
-    A class is out if at every corner it is at most the lower of two others: so it is then after any convex mix.
+    A class that is at most the lower of two others at every corner is so after any convex mix, hence nowhere second.
     """
     count = logits.shape[0]
     if count <= 3:
@@ -138,7 +78,7 @@ def _contenders(logits: NDArray, ranked: NDArray, classes: NDArray, corners: NDA
 
 @numba.njit(cache=True, nogil=True)
 def _row_margins(ends: NDArray, kept: int, weights: NDArray, margins: NDArray, second: NDArray) -> None:
-    """Best minus second-best of classes interpolated between two ends (kept, 2), at each weight."""
+    """Write the margins of classes interpolated between two ends (kept, 2), at each weight; `second` is scratch."""
     one = np.float32(1)
     for t in range(len(weights)):
         v0 = ends[0, 0] * (one - weights[t]) + ends[0, 1] * weights[t]
@@ -158,9 +98,13 @@ def _row_margins(ends: NDArray, kept: int, weights: NDArray, margins: NDArray, s
 def _cell_margins(
     values: NDArray, kept: int, wz: NDArray, wy: NDArray, wx: NDArray, face: NDArray, second: NDArray, margins: NDArray
 ) -> None:
-    """Margins of a cell's voxels, an axis after the other.
+    """Write the margins of a cell's target voxels, interpolating an axis at a time.
 
-    values (kept, 8) corner logits; face (kept, 6) and second are scratch; margins (len(wz) * len(wy) * len(wx),).
+    Args:
+        values: (kept, 8) corner logits of the classes that may be first or second.
+        wz, wy, wx: weights of the upper corner, for the target voxels of the cell.
+        face, second: scratch, (kept, 6) and (len(wx),).
+        margins: (len(wz) * len(wy) * len(wx),), written.
     """
     one = np.float32(1)
     ends = face[:, 4:]
@@ -181,14 +125,14 @@ def _cell_margins(
 def _push_near(
     margins: NDArray, limit: float, first: NDArray, stop: NDArray, size: NDArray, keys: NDArray, found: int
 ) -> int:
-    """Append the keys of a cell's voxels with a margin of at most `limit`; keys now held."""
+    """Append the keys of a cell's voxels whose margin is at most `limit` to keys[found:]; the new number of keys."""
     bits = margins.view(np.uint32)
     voxel = 0
     for i in range(first[0], stop[0]):
         for j in range(first[1], stop[1]):
             row = (i * size[1] + j) * size[2]
             for t in range(first[2], stop[2]):
-                # written always, kept only if near: no branch to mispredict
+                # always written, counted only if near: a branch would be mispredicted
                 keys[found] = (np.uint64(bits[voxel]) << np.uint64(32)) | np.uint64(row + t)
                 found += margins[voxel] <= limit
                 voxel += 1
@@ -212,17 +156,22 @@ def gather(
     keys: NDArray,
     found: int,
 ) -> tuple[int, int]:
-    """Append the keys of voxels with a margin of at most `cut` in cells[position::step] to keys[found:].
+    """Append the keys of the voxels in cells[position::step] whose margin is at most `cut` to keys[found:].
 
-    Stops where a bound passes `cut` (cells come in the order of their bounds) or where the next cell might not fit.
+    Stops at a cell whose bound exceeds `cut` (cells come in the order of their bounds), and where the next cell might
+    not fit into `keys`.
 
     Args:
-        logits: (K, V); ranked, classes: as from `rank_classes`; shape, size: (3,) of source and target.
-        starts: as in `bound_cells`; weights: (3, longest target axis) float32.
-        keys: uint64, margin bits above the flat target index; one more than the voxels of a cell at least.
+        logits: (K, V).
+        ranked, classes: from `cell_bounds.rank_classes`.
+        shape, size: (3,) voxels per axis of the coarse and of the target grid.
+        starts, bounds: as in `cell_bounds.bound_cells`.
+        weights: (3, longest target axis) float32, weight of the upper corner.
+        keys: uint64, the bits of the margin above the flat target index, so that keys sort by margin, then index;
+            longer than the voxels of a cell.
 
     Returns:
-        Keys now held, and the position in `cells` to go on from (at least len(cells) when done).
+        The new number of keys, and the position in `cells` to go on from (at least len(cells) when done).
     """
     count, limit = logits.shape[0], np.float32(cut)
     members, corners = np.empty(max(count, 16), np.int64), np.empty(8, np.int64)

@@ -1,9 +1,9 @@
-"""The best classes of a plane of logits, for the compiled loops of `render_labels`.
+"""The best three classes of every voxel of a plane of logits, for the compiled loops of `render_labels`.
 
-Words: a *cell* lies between neighbouring source voxels, its *corners* (8, in 3D); the target voxels of cell i of an
-axis are `starts[i]:starts[i + 1]`. A *slab* is the cells between two source planes. Planes are read from a flat
-float32 array: class c of a plane starts at `offset + c * stride`, so one compiled form serves whole volumes and
-converted planes. Every function works on a block of rows and releases the interpreter lock.
+Words of the loops: a *cell* is the box between 8 neighbouring source voxels, its *corners*; the target voxels in cell
+i of an axis are `starts[i]:starts[i + 1]`. A *slab* is all cells between two neighbouring source planes. Logits are
+read from a flat float32 array in which class c of a plane starts at `offset + c * stride`, so that one compiled form
+serves logits read in place and planes converted from another dtype. Each call works on a block of rows of a plane.
 """
 
 from __future__ import annotations
@@ -14,25 +14,31 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK = 1024  # voxels whose five running values stay in the first-level cache while the classes pass
-LARGEST_FINITE = 0x7F7FFFFF  # bits of the largest float32
+CHUNK = 1024  # voxels whose five running values stay in the first-level cache while the classes go by
+LARGEST_FINITE = 0x7F7FFFFF  # bits of the largest finite float32
 
 compiled = numba.njit(cache=True, nogil=True)
 
 
 class Planes(NamedTuple):
-    """Rows of two neighbouring planes: their logits in `flat`, and what `top_three` found, by slot."""
+    """A block of rows of two neighbouring planes: their logits, and the ranking that `top_three` wrote.
 
-    flat: NDArray[np.float32]
-    offsets: NDArray[np.int64]  # (2,) where the rows start, by slot
-    stride: int
+    Plane p uses slot p % 2, so that the upper plane of a slab is kept as the lower plane of the next.
+    """
+
+    flat: NDArray[np.float32]  # the logits
+    offsets: NDArray[np.int64]  # (2,) by slot, where class 0 of the rows starts in `flat`
+    stride: int  # from a class to the next, in `flat`
     classes: int
-    values: NDArray[np.float32]  # (2, 3, n)
-    labels: NDArray[np.int32]  # (2, 2, n)
+    values: NDArray[np.float32]  # (2, 3, n) by slot, the best three logits of the n voxels of the rows
+    labels: NDArray[np.int32]  # (2, 2, n) by slot, the best two classes
 
 
 class Tables(NamedTuple):
-    """Interpolation along z, y and x: the first target of each cell (n + 1,), the upper weight of each target."""
+    """Linear interpolation along z, y and x.
+
+    `starts` (cells + 1,) is the first target voxel of each cell; `weight` (targets,) is the upper corner's weight.
+    """
 
     starts_z: NDArray[np.int32]
     weight_z: NDArray[np.float32]
@@ -44,7 +50,7 @@ class Tables(NamedTuple):
 
 @compiled
 def largest_magnitude(bits: NDArray[np.int32]) -> np.int32:
-    """The largest bit pattern without its sign: above 0x7F7FFFFF there is a NaN or an infinity."""
+    """The largest bit pattern, signs dropped; above LARGEST_FINITE there is a NaN or an infinity."""
     largest = np.int32(0)
     for i in range(len(bits)):
         value = bits[i] & np.int32(0x7FFFFFFF)
@@ -53,10 +59,10 @@ def largest_magnitude(bits: NDArray[np.int32]) -> np.int32:
 
 
 @compiled
-def _place(
+def _insert_one(
     value: float, label: int, first: float, second: float, third: float, winner: int, runner: int
 ) -> tuple[float, float, float, int, int]:
-    # selects without branches, which vectorise; strict comparisons keep the lower class ahead in a tie
+    # selections without branches vectorise; strict comparisons keep the lower class ahead in a tie
     best, good = value > first, value > second
     return (
         value if best else first,
@@ -69,11 +75,11 @@ def _place(
 
 @compiled
 def _insert(logits: NDArray[np.float32], label: int, best: NDArray[np.float32], rank: NDArray[np.int32]) -> None:
-    """Enter one class into the running three best values and two best classes of up to CHUNK voxels."""
+    """Rank one class among the running best three values and best two classes of up to CHUNK voxels."""
     own = np.int32(label)
     for i in range(len(logits)):
         a, b, c, j, k = best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK]
-        a, b, c, j, k = _place(logits[i], own, a, b, c, j, k)
+        a, b, c, j, k = _insert_one(logits[i], own, a, b, c, j, k)
         best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK] = a, b, c, j, k
 
 
@@ -87,17 +93,17 @@ def _insert_four(
     best: NDArray[np.float32],
     rank: NDArray[np.int32],
 ) -> None:
-    """As `_insert`, four classes for one load and store of the running values: twice as fast."""
+    """As `_insert` for four classes, with one load and store of the running values: twice as fast."""
     logits0, logits1 = flat[at : at + count], flat[at + stride : at + stride + count]
     logits2 = flat[at + 2 * stride : at + 2 * stride + count]
     logits3 = flat[at + 3 * stride : at + 3 * stride + count]
     label0, label1, label2, label3 = np.int32(label), np.int32(label + 1), np.int32(label + 2), np.int32(label + 3)
     for i in range(count):
         a, b, c, j, k = best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK]
-        a, b, c, j, k = _place(logits0[i], label0, a, b, c, j, k)
-        a, b, c, j, k = _place(logits1[i], label1, a, b, c, j, k)
-        a, b, c, j, k = _place(logits2[i], label2, a, b, c, j, k)
-        a, b, c, j, k = _place(logits3[i], label3, a, b, c, j, k)
+        a, b, c, j, k = _insert_one(logits0[i], label0, a, b, c, j, k)
+        a, b, c, j, k = _insert_one(logits1[i], label1, a, b, c, j, k)
+        a, b, c, j, k = _insert_one(logits2[i], label2, a, b, c, j, k)
+        a, b, c, j, k = _insert_one(logits3[i], label3, a, b, c, j, k)
         best[i], best[i + CHUNK], best[i + 2 * CHUNK], rank[i], rank[i + CHUNK] = a, b, c, j, k
 
 
@@ -111,11 +117,14 @@ def top_three(
     values: NDArray[np.float32],
     labels: NDArray[np.int32],
 ) -> np.int32:
-    """The three largest logits of each voxel into `values` (3, n), the classes of two into `labels` (2, n).
+    """Write the three largest logits of each voxel to `values` (3, n) and the classes of the first two to `labels`.
 
-    Returns what `largest_magnitude` says of `bits`, the same memory as `flat`.
+    `bits` is the memory of `flat` as integers.
+
+    Returns:
+        `largest_magnitude` of the logits read.
     """
-    # one array for each kind of running value: with five, the compiler gives up proving that none overlap
+    # one array a dtype holds all running values: with five, the compiler gives up proving that none overlap
     best, rank = np.empty(3 * CHUNK, np.float32), np.empty(2 * CHUNK, np.int32)
     largest, voxels = np.int32(0), values.shape[1]
     for start in range(0, voxels, CHUNK):
@@ -142,4 +151,5 @@ def top_three(
 
 @compiled
 def mix(left: np.float32, right: np.float32, weight: np.float32) -> np.floating:
+    """Linear interpolation, rounded as torch's `interpolate` rounds it."""
     return (np.float32(1) - weight) * left + weight * right

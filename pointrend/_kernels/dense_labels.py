@@ -1,18 +1,18 @@
-"""Labels by interpolating every class at every voxel, axis after axis, with a running maximum."""
+"""Labels by interpolating every class at every voxel, an axis at a time, with a running maximum over classes."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointrend._kernels.planes import LARGEST_FINITE, Planes, Tables, compiled, largest_magnitude, mix
+from pointrend._kernels.class_ranking import LARGEST_FINITE, Planes, Tables, compiled, largest_magnitude, mix
 
 
 @compiled
 def _stretch(
     row: NDArray[np.float32], starts: NDArray[np.int32], weight: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """Interpolate a source row at the target columns."""
+    """Interpolate a source row at the target columns into `out`."""
     for x in range(len(row)):
         left, right = row[x], row[min(x + 1, len(row) - 1)]
         for i in range(starts[x], starts[x + 1]):
@@ -20,13 +20,13 @@ def _stretch(
 
 
 @compiled
-def _blend(left: NDArray[np.float32], right: NDArray[np.float32], weight: float, out: NDArray[np.float32]) -> None:
+def _mix_rows(left: NDArray[np.float32], right: NDArray[np.float32], weight: float, out: NDArray[np.float32]) -> None:
     for i in range(len(out)):
         out[i] = mix(left[i], right[i], weight)
 
 
 @compiled
-def _challenge(
+def _update_best(
     left: NDArray[np.float32],
     right: NDArray[np.float32],
     weight: float,
@@ -34,6 +34,7 @@ def _challenge(
     best: NDArray[np.float32],
     out: NDArray,
 ) -> None:
+    """Interpolate a class between two rows; where it exceeds `best`, write it there and its label to `out`."""
     for i in range(len(out)):
         value = mix(left[i], right[i], weight)
         out[i] = label if value > best[i] else out[i]
@@ -52,7 +53,10 @@ def _dense_slab(
     stretched: NDArray[np.float32],
     out: NDArray,
 ) -> None:
-    """Labels of one slab, axis after axis; `stretched` (K, 2, 2, columns) holds two rows of two planes."""
+    """Write the labels of one slab to `out`.
+
+    `stretched` (K, 2, 2, columns) is scratch: two rows of two planes, interpolated along x, by row modulo 2.
+    """
     first_row, last_row, height = rows
     width, columns = len(tables.starts_x) - 1, out.shape[2]
     best = np.empty((8, columns), np.float32)
@@ -78,10 +82,10 @@ def _dense_slab(
                 best[:] = -np.inf
                 for label in range(classes):
                     pair = stretched[label]
-                    _blend(pair[0, row & 1], pair[1, row & 1], weight_z[z], above)
-                    _blend(pair[0, next_row & 1], pair[1, next_row & 1], weight_z[z], below)
+                    _mix_rows(pair[0, row & 1], pair[1, row & 1], weight_z[z], above)
+                    _mix_rows(pair[0, next_row & 1], pair[1, next_row & 1], weight_z[z], below)
                     for y in range(top, bottom):
-                        _challenge(above, below, tables.weight_y[y], label, best[y - top], out[z, y])
+                        _update_best(above, below, tables.weight_y[y], label, best[y - top], out[z, y])
 
 
 @compiled
@@ -94,7 +98,7 @@ def dense_slabs(
     tables: Tables,
     out: NDArray,
 ) -> np.int32:
-    """As `surface_slabs`, interpolating every class at every voxel with a running maximum."""
+    """As `surface_labels.surface_slabs`, by interpolating every class at every voxel."""
     depth, voxels = len(starts), (min(rows[1] + 1, rows[2]) - rows[0]) * (len(tables.starts_x) - 1)
     stretched = np.empty((planes.classes, 2, 2, out.shape[2]), np.float32)
     largest = np.int32(0)

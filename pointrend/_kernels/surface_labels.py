@@ -1,23 +1,24 @@
-"""Labels by surfaces: uniform cells are filled, cells that a surface cuts are interpolated."""
+"""Labels by surfaces: cells of one best class are filled, cells that a surface cuts are interpolated."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointrend._kernels.cells import find_candidates, gather, many_labels, new_cell, pair_labels, pair_lead
-from pointrend._kernels.planes import LARGEST_FINITE, Planes, Tables, compiled, top_three
+from pointrend._kernels.class_ranking import LARGEST_FINITE, Planes, Tables, compiled, top_three
+from pointrend._kernels.surface_cells import find_candidates, gather, many_labels, new_cell, pair_labels, pair_lead
 
 
 @compiled
 def uniform_cells(
     low: NDArray[np.int32], high: NDArray[np.int32], width: int, height: int, out: NDArray[np.int32]
 ) -> None:
-    """The class that wins at all corners of each cell, or -1, for `height` rows of cells of `width`.
+    """Write the class that is best at all 8 corners of each cell, or -1, to `out`: `height` rows of `width` cells.
 
-    `low` and `high` (n,) are the winners of two planes, with a further row below the last cells except at the end.
+    `low` and `high` (n,) are the best classes of the two planes; they hold one row more than there are cells, except
+    at the last row of the source.
     """
-    # kept apart from the loops that use it: alone, these three vectorise
+    # a function of its own: inlined into the loops that use it, these three do not vectorise
     for i in range(len(low)):
         out[i] = low[i] if low[i] == high[i] else np.int32(-1)
     for i in range(min(height * width, len(low) - width)):
@@ -29,7 +30,7 @@ def uniform_cells(
 
 @compiled
 def _fill_row(uniform: NDArray[np.int32], starts: NDArray[np.int32], out: NDArray, mixed: NDArray[np.int32]) -> int:
-    """Labels of the uniform cells of a row of cells into `out`, the others into `mixed`; returns their number."""
+    """Write the labels of a row's uniform cells to `out`, the positions of its other cells to `mixed`; their number."""
     count, x, width = 0, 0, len(uniform)
     while x < width:
         label = uniform[x]
@@ -57,18 +58,19 @@ def surface_slab(
     out: NDArray,
     hard: NDArray[np.int32],
 ) -> int:
-    """Labels of one slab: fill the cells whose corners agree, interpolate those with two candidates at sight.
+    """Write the labels of a slab's easy cells: uniform ones, and those with the same best two classes at all corners.
 
     Args:
-        planes: the two planes; `slots` says which of them is the lower and which the upper (the same at the end).
-        rows: first and past-the-last row of cells of the block, and the rows of the whole source.
+        planes: the ranked planes.
+        slots: slot of the lower and of the upper plane; the same slot behind the last plane.
+        rows: first row of cells of the block, the row after its last, and the number of rows of the source.
         uniform: (n,) from `uniform_cells`.
-        weight_z: of the upper plane, for each target plane of the slab.
-        out: (planes of the slab, all target rows, all target columns).
+        weight_z: weight of the upper plane for each target plane of the slab.
+        out: (target planes of the slab, all target rows, all target columns).
         hard: (n,) receives the cells that are left to `label_hard_cells`.
 
     Returns:
-        Their number.
+        The number of hard cells.
     """
     first_row, last_row, height = rows
     starts_y, weight_y, starts_x, weight_x = tables.starts_y, tables.weight_y, tables.starts_x, tables.weight_x
@@ -114,7 +116,7 @@ def label_hard_cells(
     weight_z: NDArray[np.float32],
     out: NDArray,
 ) -> None:
-    """Labels of the cells that `surface_slab` left, whose candidates have to be found first."""
+    """Write the labels of the cells that `surface_slab` left: their candidate classes have to be found first."""
     first_row, _, height = rows
     starts_y, weight_y, starts_x, weight_x = tables.starts_y, tables.weight_y, tables.starts_x, tables.weight_x
     width = len(starts_x) - 1
@@ -146,18 +148,19 @@ def surface_slabs(
     tables: Tables,
     out: NDArray,
 ) -> np.int32:
-    """Labels of the slabs `slabs[0]:slabs[1]` of a block of rows that begins with slab `slabs[2]`.
-
-    In order, as the lower plane is kept from the slab before.
+    """Write the labels of some slabs of a block of rows, in order: the lower plane is kept from the slab before.
 
     Args:
-        planes: scratch, and the logits; `starts` (D,) says where the block of each plane starts, `bits` is the same
-            memory as `planes.flat`. Only the planes of these slabs are read.
+        planes: the logits, and room for their ranking; only the planes of these slabs are read.
+        bits: the memory of `planes.flat` as integers.
+        starts: (D,) where class 0 of the block's rows starts in `planes.flat`, for each source plane.
+        slabs: the first slab, the slab after the last, and the slab that the block begins with (its lower plane is
+            not ranked yet).
         rows: as for `surface_slab`.
         out: (all target planes, rows, columns).
 
     Returns:
-        What `largest_magnitude` says of the planes read; the labels are worthless if that is not a finite number's.
+        `largest_magnitude` of the planes read; above LARGEST_FINITE the labels are worthless.
     """
     depth, width = len(starts), len(tables.starts_x) - 1
     uniform, hard = np.empty(planes.labels.shape[2], np.int32), np.empty(planes.labels.shape[2], np.int32)
@@ -182,8 +185,12 @@ def surface_slabs(
 
 @compiled
 def survey(planes: Planes, width: int) -> tuple[int, int, int, int]:
-    """Of the cells between two rows of two planes: how many have two candidates at sight, how many are mixed
-    otherwise, the candidates of those, and how many needed a search of all classes."""
+    """Count the kinds of cells between two rows of two planes, for the choice of the loop.
+
+    Returns:
+        Cells with the same best two classes at all corners, other cells with a surface, the candidate classes of
+        these in all, and how many of them needed a search of all classes.
+    """
     pairs, others, candidates, searches = 0, 0, 0, 0
     cell = new_cell(planes.classes)
     low, high = (planes.values[0], planes.labels[0]), (planes.values[1], planes.labels[1])

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
-from pointrend.neighbours import read_window
+from pointrend.windows import read_window
 
 
 def every_centre(size: tuple[int, ...], batch: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Cells cut by a surface: which classes may win inside, and the labels of the voxels inside."""
+"""Cells that a surface cuts: which classes may be best somewhere inside, and the labels of the voxels inside."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pointrend._kernels.planes import Planes, compiled, mix
+from pointrend._kernels.class_ranking import Planes, compiled, mix
 
-ROUNDING = np.float32(4e-6)  # of |logit| + 1: more than float32 interpolation errs
+ROUNDING = np.float32(4e-6)  # times |logit| + 1: an upper bound of the rounding error of float32 interpolation
 
 
 class Cell(NamedTuple):
-    """Scratch for one cell: its 8 corners, z slowest."""
+    """Scratch for one cell; its 8 corners are in row-major order, z slowest."""
 
-    at: NDArray[np.int64]  # (8,) where class 0 of the corner lies in `flat`
+    at: NDArray[np.int64]  # (8,) where class 0 of a corner lies in `Planes.flat`
     values: NDArray[np.float32]  # (3, 8) best three logits
     labels: NDArray[np.int32]  # (2, 8) best two classes
-    candidates: NDArray[np.int32]  # (K + 17,) classes that may win inside
-    corners: NDArray[np.float32]  # (K + 17, 8) their logits
-    references: NDArray[np.float32]  # (9, 8) corner winners and their mean
-    lead: NDArray[np.float32]  # (8,)
+    candidates: NDArray[np.int32]  # (K + 17,) classes that may be best inside; 16 corner classes and one being tested
+    corners: NDArray[np.float32]  # (K + 17, 8) logits of the candidates
+    references: NDArray[np.float32]  # (9, 8) logits of the corners' best classes and, last, their mean
+    lead: NDArray[np.float32]  # (8,) scratch
 
 
 @compiled
@@ -39,7 +39,7 @@ def new_cell(classes: int) -> Cell:
 
 @compiled
 def gather(planes: Planes, slots: tuple[int, int], places: tuple[int, int, int, int], cell: Cell) -> None:
-    """Fill a cell from its four places in the rows: above left and right, below left and right."""
+    """Fill a cell from the ranked planes; `places` are (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1) in each plane."""
     for corner in range(8):
         slot, place = slots[corner >> 2], places[corner & 3]
         cell.at[corner] = planes.offsets[slot] + place
@@ -53,7 +53,7 @@ def gather(planes: Planes, slots: tuple[int, int], places: tuple[int, int, int, 
 def _lead_at(
     values: NDArray[np.float32], labels: NDArray[np.int32], place: int, lower: int, upper: int
 ) -> tuple[np.float32, bool]:
-    """Lead of `upper` over `lower` at one corner, and whether these two are its best."""
+    """Logit of `upper` minus that of `lower` at one corner, and whether these two are its best two (else no lead)."""
     winner, runner = labels[0, place], labels[1, place]
     lead = values[0, place] - values[1, place]
     known = ((winner == lower) & (runner == upper)) | ((winner == upper) & (runner == lower))
@@ -69,7 +69,10 @@ def pair_lead(
     upper: int,
     lead: NDArray[np.float32],
 ) -> bool:
-    """Whether the best two classes are these two at all corners, so that no other can win inside; with their lead."""
+    """Write the lead (8,) of `upper` over `lower`; whether these are the best two classes at all corners.
+
+    Then no other class can be best inside: interpolation is a convex mix of the corners.
+    """
     values0, labels0 = low
     values1, labels1 = high
     p0, p1, p2, p3 = places
@@ -86,9 +89,10 @@ def pair_lead(
 
 @compiled
 def _out_of_reach(values: NDArray[np.float32], references: NDArray[np.float32], number: int, margin: float) -> bool:
-    """Whether `values` (8,) lie below one reference at all corners.
+    """Whether `values` (8,) of a class lie below one of the references at all corners.
 
-    References are convex mixes of classes: the maximum inside is at least any of them, so such a class wins nowhere.
+    Such a class is best nowhere inside: a reference is a class or a mean of classes, so the maximum over classes is at
+    least the reference everywhere inside.
     """
     for reference in range(number):
         corner = 0
@@ -101,6 +105,7 @@ def _out_of_reach(values: NDArray[np.float32], references: NDArray[np.float32], 
 
 @compiled
 def _add(candidates: NDArray[np.int32], number: int, label: int) -> int:
+    """Append a class to the first `number` candidates unless it is among them; the new number."""
     for i in range(number):
         if candidates[i] == label:
             return number
@@ -110,13 +115,14 @@ def _add(candidates: NDArray[np.int32], number: int, label: int) -> int:
 
 @compiled
 def _read(planes: Planes, cell: Cell, index: int, label: int) -> None:
+    """Write the corner logits of a class to cell.corners[index]."""
     for corner in range(8):
         cell.corners[index, corner] = planes.flat[cell.at[corner] + label * planes.stride]
 
 
 @compiled
 def _search(planes: Planes, cell: Cell, number: int, references: int, margin: float) -> int:
-    """Add the classes outside the first `number` candidates that may win."""
+    """Append the classes that may be best inside and are not among the first `number` candidates; the new number."""
     known = number
     for label in range(planes.classes):
         _read(planes, cell, number, label)
@@ -132,7 +138,7 @@ def _search(planes: Planes, cell: Cell, number: int, references: int, margin: fl
 
 @compiled
 def _keep(cell: Cell, winners: int, number: int, margin: float) -> int:
-    """Drop candidates that cannot win and sort the others, so that ties go to the lower class."""
+    """Drop candidates that are best nowhere inside and sort the others, so that ties go to the lower class."""
     candidates, corners = cell.candidates, cell.corners
     kept = 0
     for i in range(number):
@@ -155,9 +161,10 @@ def _keep(cell: Cell, winners: int, number: int, margin: float) -> int:
 
 @compiled
 def find_candidates(planes: Planes, cell: Cell) -> tuple[int, bool]:
-    """The classes that may win inside a cell into `cell.candidates`, ascending, their logits into `cell.corners`.
+    """Write the classes that may be best inside a cell to `cell.candidates`, ascending, their logits to `cell.corners`.
 
-    Returns their number, and whether all classes had to be searched.
+    Returns:
+        The number of candidates, and whether all classes had to be searched.
     """
     number, margin = 0, np.float32(0)
     for corner in range(8):
@@ -177,7 +184,7 @@ def find_candidates(planes: Planes, cell: Cell) -> tuple[int, bool]:
             cell.references[i, corner] = value
             mean += value * share
         cell.references[winners, corner] = mean
-    # the third best of a corner bounds every class that is not among its best two
+    # the third best logits bound every class that is among the best two at no corner
     search = number < planes.classes and not _out_of_reach(cell.values[2], cell.references, winners + 1, margin)
     if search:
         number = _search(planes, cell, number, winners + 1, margin)
@@ -194,7 +201,7 @@ def pair_labels(
     weight_y: NDArray[np.float32],
     weight_x: NDArray[np.float32],
 ) -> None:
-    """Labels of a cell `out` with two candidates from the lead of the `upper` class at the 8 corners."""
+    """Write the labels of a cell with two candidates to `out`; `lead` (8,) is that of `upper` at the corners."""
     for z in range(out.shape[0]):
         w = weight_z[z]
         a0, a1 = mix(lead[0], lead[4], w), mix(lead[1], lead[5], w)
@@ -215,7 +222,7 @@ def many_labels(
     weight_y: NDArray[np.float32],
     weight_x: NDArray[np.float32],
 ) -> None:
-    """Labels of a cell `out` with any number of candidates (ascending), their values at the `corners` (n, 8)."""
+    """Write the labels of a cell with n candidates (ascending) to `out`; `corners` (n, 8) are their logits."""
     for z in range(out.shape[0]):
         w = weight_z[z]
         for y in range(out.shape[1]):

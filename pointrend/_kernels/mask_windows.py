@@ -1,4 +1,7 @@
-"""Compiled loops of `getpoint`: which points have more than one mask value in the window around them."""
+"""Which points have more than one mask value in the window around them: the compiled loops of `getpoint`.
+
+Masks are flat, row-major, of any number of axes, with values as unsigned integers that are equal where the mask's are.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 def _window_is_mixed(
     values: NDArray, shape: NDArray[np.int64], radius: int, element: NDArray[np.int64], at: NDArray[np.int64]
 ) -> bool:
-    """Scan rows of the window around `element`; `at` is scratch for the position of the current row."""
+    """Whether the window around `element` holds two values; `at` is scratch for the position of a row."""
     last = len(shape) - 1
     for axis in range(last):
         at[axis] = max(element[axis] - radius, 0)
@@ -48,7 +51,7 @@ def _blocks_differ(
     shape: NDArray[np.int64],
     element: NDArray[np.int64],
 ) -> bool:
-    """Whether the blocks under the window hold more than one value; a window spans at most two blocks an axis."""
+    """Whether the blocks of 2**bits elements per axis that the window touches, at most two an axis, hold two values."""
     ndim = len(shape)
     lowest, highest = largest[0], smallest[0]
     for corner in range(1 << ndim):
@@ -66,7 +69,10 @@ def _blocks_differ(
 
 @numba.njit(cache=True, nogil=True)
 def keep_by_window(values: NDArray, shape: NDArray[np.int64], radius: int, points: NDArray[np.float64]) -> int:
-    """Scale unit points to elements, move those with a mixed window to the front, return their number."""
+    """Move the points whose window holds two values to the front, scaled from the unit cube to elements; their number.
+
+    Fast for few points or a large radius: only windows that touch a mixed block are scanned.
+    """
     ndim = len(shape)
     bits = 3
     while 1 << bits < 2 * radius + 1:
@@ -89,14 +95,14 @@ def keep_by_window(values: NDArray, shape: NDArray[np.int64], radius: int, point
 
 @numba.njit(cache=True, nogil=True)
 def keep_by_table(table: NDArray[np.bool_], shape: NDArray[np.int64], points: NDArray[np.float64]) -> int:
-    """As `keep_by_window`, with the answer for every element looked up in a flat table."""
+    """As `keep_by_window`, with a flat table that says for every element whether its window holds two values."""
     ndim = len(shape)
     kept = 0
     for row in range(len(points)):
         index = np.int64(0)
         for axis in range(ndim):
             index = index * shape[axis] + int(points[row, axis] * shape[axis])
-        # written always, counted if mixed: a branch here would be mispredicted near every boundary
+        # always written, counted only if mixed: a branch would be mispredicted near every boundary
         for axis in range(ndim):
             points[kept, axis] = points[row, axis] * shape[axis]
         kept += table[index]
@@ -105,6 +111,7 @@ def keep_by_table(table: NDArray[np.bool_], shape: NDArray[np.int64], points: ND
 
 @numba.njit(cache=True, nogil=True)
 def _fold(smallest: NDArray, largest: NDArray, low: NDArray, high: NDArray) -> None:
+    """Update running minima by `low` and running maxima by `high`."""
     # slices of one length and no branch: the form that the compiler vectorises
     for i in range(len(smallest)):
         smallest[i] = low[i] if low[i] < smallest[i] else smallest[i]
@@ -114,12 +121,15 @@ def _fold(smallest: NDArray, largest: NDArray, low: NDArray, high: NDArray) -> N
 
 @numba.njit(cache=True, nogil=True)
 def window_extremes(low: NDArray, high: NDArray, length: int, inner: int, radius: int) -> tuple[NDArray, NDArray]:
-    """Minimum of `low` and maximum of `high` within `radius` along an axis of `length` with `inner` elements below."""
+    """Minimum of `low` and maximum of `high` within `radius` along one axis.
+
+    The axis has `length` elements, `inner` flat elements apart.
+    """
     smallest, largest = np.empty_like(low), np.empty_like(high)
     line = length * inner
     for start in range(0, len(low), line):
         end = start + line
-        # runs that stay in the first-level cache, against the runs up to `radius` positions away: vectorises
+        # runs of 4096 stay in the first-level cache while the runs up to `radius` steps away are folded in
         for first in range(start, end, 4096):
             last = min(first + 4096, end)
             smallest[first:last] = low[first:last]
@@ -134,7 +144,7 @@ def window_extremes(low: NDArray, high: NDArray, length: int, inner: int, radius
 
 @numba.njit(cache=True, nogil=True)
 def block_extremes(values: NDArray, shape: NDArray[np.int64], bits: int) -> tuple[NDArray, NDArray]:
-    """Minimum and maximum of every block of 2**bits elements an axis, flat."""
+    """Minimum and maximum of every block of 2**bits elements per axis, flat."""
     ndim = len(shape)
     blocks = ((shape - 1) >> bits) + 1
     number = 1
