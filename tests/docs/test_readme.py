@@ -1,4 +1,4 @@
-"""The README's own lines, run as they stand (with fewer steps)."""
+"""The README's own lines, run as they stand (with fewer steps), and its length."""
 
 from __future__ import annotations
 
@@ -14,48 +14,50 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
-import yaml
 
+from tests.docs.pages import README, ROOT, blocks, section, tables
 from vnet.data.phantoms.organs import PhantomKind, write_phantoms
 
-ROOT = Path(__file__).parents[2]
 SHORT = {
     "--training.steps": "3",
     "--training.patch": "[16,16,32]",
     "--network.width": "2",
     "--points.num_points": "64",
-    "--study.arms": "{dense: {}, pointrend_s2: {}}",
-    "--study.comparisons": "[pointrend_s2 - dense]",
+    "--study.arms": "{dense: {}, pointrend_s4: {}}",
+    "--study.comparisons": "[pointrend_s4 - dense]",
     "--threads": "1",
 }
 
 
-def block(heading: str) -> list[str]:
-    """The lines of the first sh block below a heading."""
-    text = (ROOT / "README.md").read_text()
-    found = re.search(rf"## {heading}\n.*?```sh\n(.*?)```", text, re.DOTALL)
-    assert found, heading
-    return found[1].strip().splitlines()
+def lines_below(heading: str) -> list[str]:
+    """The lines of the first block of shell commands below a heading."""
+    return blocks(section(README.read_text(), heading), "sh")[0].strip().splitlines()
 
 
-def in_process_of_its_own(words: list[str], folder: Path) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def python_below(heading: str) -> list[str]:
+    return blocks(section(README.read_text(), heading), "python")
+
+
+def run(words: list[str], folder: Path) -> str:
+    """The stdout of a command that succeeds."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def command(line: str, data: Path) -> list[str]:
-    words = shlex.split(line.replace("DATA", str(data)))
-    if words[0] == "python":
-        script = ROOT / words[1]
-        words = [sys.executable, str(script), *words[2:]]
-    return [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+    """The words of a README line, with `vnet` as this checkout's."""
+    program, *words = shlex.split(line.replace("DATA", str(data)))
+    assert program == "vnet"
+    return [sys.executable, "-m", "vnet", *words]
 
 
-def answers(port: int) -> bool:
+def serves_tensorboard(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://localhost:{port}/", timeout=5) as page:
             return b"TensorBoard" in page.read()
@@ -63,45 +65,62 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_your_own_data_in_five_lines(tmp_path: Path) -> None:
-    check, experiment, compare, predict, board = block("Your own data in five lines")
+def test_your_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check, experiment, compare, predict, board = lines_below("Your own data")
     data = tmp_path / "data"
     write_phantoms(data, 5, seed=1, kind=PhantomKind(size=(16, 20, 24), orientations=("RAS", "LPS")))
-    in_process_of_its_own(command(check, data), tmp_path)
+    run(command(check, data), tmp_path)
     short = [word for pair in SHORT.items() for word in pair]
-    told = in_process_of_its_own([*command(experiment, data), *short], tmp_path)
-    assert "pointrend_s2 - dense" in told
-    assert "pointrend_s2 - dense" in in_process_of_its_own(command(compare, data), tmp_path)
-    in_process_of_its_own(command(predict, data), tmp_path)
+    assert "pointrend_s4 - dense" in run([*command(experiment, data), *short], tmp_path)
+    assert "pointrend_s4 - dense" in run(command(compare, data), tmp_path)
+    run(command(predict, data), tmp_path)
     assert len(list((tmp_path / "predicted").glob("*.nii.gz"))) == 5
+    tensorboard_starts(board, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    predictor_labels_the_scan(next((data / "imagesTr").glob("*.nii.gz")))
+
+
+def tensorboard_starts(line: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    words = [str(Path(sys.executable).with_name("tensorboard")), *shlex.split(board)[1:], "--port", str(port)]
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = [str(Path(sys.executable).with_name("tensorboard")), *shlex.split(line)[1:], "--port", str(port)]
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         tries = 0
-        while not answers(port) and tries < 60:
+        while not serves_tensorboard(port) and tries < 60:
             tries += 1
             time.sleep(0.5)
-        assert answers(port)
+        assert serves_tensorboard(port)
     finally:
         process.terminate()
         process.wait()
 
 
-def python_block(heading: str) -> str:
-    text = (ROOT / "README.md").read_text()
-    found = re.search(rf"## {heading}\n.*?```python\n(.*?)```", text, re.DOTALL)
-    assert found, heading
-    return found[1]
+def predictor_labels_the_scan(image: Path) -> None:
+    """The Python lines of README and docs/prediction.md give the labels that `vnet predict` has written."""
+    Path("scan.nii.gz").write_bytes(image.read_bytes())
+    written = np.asarray(nibabel.load(Path("predicted", image.name)).dataobj)
+    names = execute(python_below("Your own data")[0])
+    assert np.array_equal(names["labels"], written)
+    names = execute(blocks((ROOT / "docs/prediction.md").read_text(), "python")[0])
+    assert np.array_equal(nibabel.load("labels.nii.gz").get_fdata(), written)
+    assert names["doubt"].dtype == np.uint8
+    assert names["doubt"].shape == written.shape
+    np.testing.assert_allclose(names["probabilities"].sum(-1), 1, rtol=1e-2)
+
+
+def execute(code: str) -> dict[str, Any]:
+    """The names that a block of Python leaves."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs", "exec"), names)
+    return names
 
 
 def test_the_head_on_a_unet_learns() -> None:
     """Labels are the sign of the image, which the network sees blurred and the head sees sharp."""
     torch.manual_seed(0)
-    names: dict[str, Any] = {}
-    exec(compile(python_block("The head on your own network"), "README.md", "exec"), names)
+    names = execute(python_below("The head on your own network")[0])
     refined, labels = names["refined"], names["labels"]
     assert refined.labels.shape == labels.shape
     asked = [torch.zeros(labels[0].numel(), dtype=torch.bool).index_fill(0, i, True) for i in refined.index]
@@ -110,22 +129,28 @@ def test_the_head_on_a_unet_learns() -> None:
     assert (refined.unrefined == labels)[mask].float().mean() < 0.8
 
 
+def test_getpoint_draws_at_the_boundary() -> None:
+    names = execute(python_below("The head on your own network")[1])
+    points, mask = names["points"], names["mask"]
+    assert points.shape[1] == mask.ndim
+    padded = np.pad(mask, 1, mode="edge")
+    shifts = [padded[i : i + mask.shape[0], j : j + mask.shape[1]] for i in range(3) for j in range(3)]
+    near = np.any([shift != mask for shift in shifts], axis=0)
+    assert near[tuple(np.floor(points).astype(int).T)].mean() > 0.5  # uniform points: 6 %
+
+
+def test_every_python_block_of_the_readme_is_run() -> None:
+    assert len(blocks(README.read_text(), "python")) == 3
+
+
 def test_the_two_commands_are_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for line in block("Two commands"):
+    for line in lines_below("Two commands"):
         assert re.search(rf"^{line.split()[1]}:.*##", makefile, re.MULTILINE), line
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(\w+\.py)[ `]", (ROOT / "README.md").read_text()))
-def test_every_script_named_is_there(name: str) -> None:
-    assert (ROOT / "scripts" / name).is_file()
-
-
-def test_pictures_named_are_there() -> None:
-    for name in re.findall(r"\]\((docs/[^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / name).is_file(), name
-
-
-def test_configs_named_are_there() -> None:
-    for name in re.findall(r"configs/\w+\.yaml", (ROOT / "README.md").read_text()):
-        assert yaml.safe_load((ROOT / name).read_text())
+def test_the_readme_is_short() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= 160
+    (results,) = [table for table in tables(text) if "Dice" in table.header]
+    assert len(results.rows) <= 6

@@ -1,0 +1,155 @@
+"""What the cells of a table of figures should hold, by the comment before the table.
+
+`figures: STUDY folds 1 2 3` stands before a table of arms (first column `` `arm` ``) or of comparisons (`` `A - B` ``).
+`refinement ARM` after it asks for voxels by distance to the surface, `by PROPERTY` for differences by the cases' own
+properties. `figures: benchmark KIND` takes the Dice from results/benchmarks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+import pandas as pd
+
+from tests.docs.pages import MarkdownTable
+from tests.docs.results import UNREFINED, StudyFigures, benchmark
+
+SCORES = {
+    "Dice": "dice",
+    "Dice over all sheets": "dice",
+    "surface Dice 1 mm": "surface_dice",
+    "HD95 mm": "hd95_mm",
+    "ASSD mm": "assd_mm",
+    "Dice within 2 mm": "band_dice",
+}
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "multiply-adds": ("multiply_adds", lambda value: f"{value / 1e9:.2f} G"),
+    "s per step": ("seconds_per_step", lambda value: f"{value:.3f}"),
+    "peak MiB": ("peak_memory_mib", lambda value: f"{value:.0f}"),
+    "steps in 110 s": ("steps", lambda value: f"{value:.0f}"),
+}
+
+
+def dice(value: float, digits: int = 4) -> str:
+    """.8708"""
+    return f"{value:.{digits}f}".replace("0.", ".", 1)
+
+
+def change(value: float, digits: int = 4) -> str:
+    """+.0128"""
+    return f"{value:+.{digits}f}".replace("0.", ".", 1)
+
+
+def interval(low: float, high: float) -> str:
+    return f"{change(low)} to {change(high)}"
+
+
+@cache
+def figures(study: str, *folds: int) -> StudyFigures:
+    return StudyFigures(study, folds)
+
+
+def digits_of(cell: str) -> int:
+    return len(cell.split(" ")[0].split(".")[-1])
+
+
+def score_cell(found: StudyFigures, arm: str, column: str, cell: str) -> str:
+    """What a table of arms should show in a column; the cell itself where the column holds no figure."""
+    if column == "unrefined Dice":
+        return dice(found.mean(arm + UNREFINED, "dice"), digits_of(cell)) if arm in found.heads else ""
+    if column == "training step, `dense` = 1":
+        steps = benchmark("step").set_index(["size", "config", "arm"])["of_dense"]
+        return f"{float(steps['48x64x48', found.study, arm]):.3f}"
+    if column in COSTS:
+        name, shown = COSTS[column]
+        return shown(found.cost(arm, name))
+    if column.endswith(" mm") and column in SCORES and "Dice" not in column:
+        return f"{found.mean(arm, SCORES[column]):.2f}"
+    if column in SCORES:
+        return dice(found.mean(arm, SCORES[column]), digits_of(cell))
+    if column in found.structures:
+        return dice(found.mean(arm, "dice", column), digits_of(cell))
+    return cell
+
+
+def comparison_cell(found: StudyFigures, comparison: str, column: str, cell: str, named: list[str]) -> str:
+    summary = found.summary(comparison)
+    if column == "fold 0":
+        return change(figures(found.study, 0).summary(comparison).mean)
+    if column == "p (Holm)":
+        p = found.p_holm(named)[comparison]
+        return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    if column == "seed spread":
+        assert summary.seed_spread is not None
+        return dice(summary.seed_spread)
+    return {
+        "difference in Dice": change(summary.mean),
+        "interval over cases": interval(summary.low, summary.high),
+        "interval over trainings": interval(*found.over_trainings(comparison)),
+        "better / worse": f"{100 * summary.better:.0f} % / {100 * summary.worse:.0f} %",
+    }.get(column, cell)
+
+
+def property_cells(found: StudyFigures, comparison: str, header: tuple[str, ...], row: tuple[str, ...]) -> list[str]:
+    """A row of differences by thickness and noise; the header names a property once, then its values alone."""
+    expected, name = [], ""
+    for column, cell in zip(header, row, strict=True):
+        name = "thickness_vox" if "thick" in column else "noise" if "noise" in column else name
+        value = float(re.findall(r"[\d.]+", column)[0])
+        expected.append(change(found.by_property(comparison, name, value), digits_of(cell)))
+    return expected
+
+
+def voxel_cells(found: StudyFigures, arm: str, distance: str) -> list[str]:
+    """Voxels fixed and broken in a row `to 1 mm` or `1 to 2 mm`."""
+    edges = [float(number) for number in re.findall(r"\d+", distance)]
+    low, high = edges if len(edges) == 2 else (0.0, edges[0])
+    return [str(found.voxels(arm, kind, low, high)) for kind in ("fixed", "broken")]
+
+
+def refinement_cells(kind: str, header: tuple[str, ...], row: tuple[str, ...]) -> list[str]:
+    """Dice by the share of voxels asked, or by the largest margin, from results/benchmarks/refinement.csv."""
+    if row[0] != "Dice":
+        return list(row[1:])
+    by_case = benchmark("refinement").set_index("case")["dice"]
+    expected = []
+    for column in header:
+        number = column.removesuffix(" %")
+        case = f"share {float(number) / 100:g}" if kind == "share" and number != "nothing" else f"margin {number}"
+        expected.append(dice(float(by_case["nothing refined" if number == "nothing" else case])))
+    return expected
+
+
+def volume_cells(row: tuple[str, ...]) -> list[str]:
+    """Size, spacing, seconds, memory and Dice of a volume tried, from results/benchmarks."""
+    table = pd.concat([benchmark("volume"), benchmark("kinds")])
+    found = table[(table["volume"] == row[0]) & (table["arm"] == row[1].strip("`"))].iloc[0]
+    words = [found[name] for name in ("size", "spacing_mm", "orientation", "channels", "classes")]
+    return [row[1], *words, f"{float(found['seconds']):.2f}", found["peak_memory_mib"], dice(float(found["dice"]), 3)]
+
+
+def expected_row(table: MarkdownTable, row: tuple[str, ...]) -> list[str]:
+    """The cells that a row should hold by results/."""
+    if table.comment.startswith("figures: benchmark"):
+        kind = table.comment.split()[-1]
+        found_cells = volume_cells(row) if kind == "volumes" else refinement_cells(kind, table.header[1:], row)
+        return [row[0], *found_cells]
+    said = re.fullmatch(r"figures: (\w+) folds ([\d ]+)(?: refinement (\w+)| by (.*))?", table.comment.strip())
+    assert said, f"not understood: {table.comment}"
+    found = figures(said[1], *(int(fold) for fold in said[2].split()))
+    if said[3]:
+        return [row[0], *voxel_cells(found, said[3], row[0])]
+    name = re.findall(r"`([^`]+)`", row[0])[0]
+    if said[4]:
+        return [row[0], *property_cells(found, name, table.header[1:], row[1:])]
+    columns = list(zip(table.header, row, strict=True))[1:]
+    if " - " in name:
+        named = [re.findall(r"`([^`]+)`", other[0])[0] for other in table.rows]
+        return [row[0], *(comparison_cell(found, name, column, cell, named) for column, cell in columns)]
+    if table.header[1] == "Dice (unrefined)":
+        pair = dice(found.mean(name, "dice"))
+        pair += f" ({dice(found.mean(name + UNREFINED, 'dice'))})" if name in found.heads else ""
+        return [row[0], pair, *row[2:]]
+    return [row[0], *(score_cell(found, name, column, cell) for column, cell in columns)]
