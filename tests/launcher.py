@@ -143,9 +143,7 @@ FAULTS = {
 
 if __name__ == "__main__":
     # also what a run imports when it first needs it; nothing is computed, for threads do not survive a fork
-    for (
-        name
-    ) in "commands.main training.run inference.label_files report.report report.validation_log report.pictures".split():
+    for name in "commands.main training.run inference.label_files report.report report.pictures".split():
         importlib.import_module(f"vnet.{name}")
     for name in "matplotlib.backends.backend_agg matplotlib.figure monai.transforms skimage.morphology".split():
         importlib.import_module(name)

@@ -20,22 +20,23 @@ from vnet.core.config import Config, load_config
 from vnet.core.errors import InputError
 from vnet.core.hardware import set_threads
 from vnet.data.prepared import prepare_data
-from vnet.training import trainer as training
+from vnet.training import logger
 from vnet.training.run import train_run
+from vnet.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--arm", "pointrend_s2"]
-# what the loop calls for the board's sake alone; `tell` also counts refined voxels for it
-DRAWN = ("open_page", "show_cases", "show_dice", "show_first_case", "show_points", "show_refinement", "tell")
+# what is drawn for TensorBoard alone
+DRAWN = ("open_page", "log_cases", "log_dice", "log_first_case", "log_points", "log_refinement")
 
 
 @contextmanager
 def without_logging() -> Iterator[None]:
-    """The training loop with an idle board: nothing is drawn, counted for it or written."""
+    """The training loop with an idle board: nothing is drawn or written."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(training, "Board", IdleBoard))
+        stack.enter_context(patch.object(logger, "Board", IdleBoard))
         for name in DRAWN:
-            stack.enter_context(patch.object(training, name, lambda *_: None))
+            stack.enter_context(patch.object(logger, name, lambda *_: None))
         yield
 
 
@@ -50,19 +51,19 @@ class IdleBoard:
 
 @contextmanager
 def clocked(spent: list[float]) -> Iterator[None]:
-    """Add the seconds of everything that is drawn, counted or written for the board to `spent`."""
+    """Add the seconds of everything that is drawn or written for the board to `spent`."""
     with ExitStack() as stack:
         for name in DRAWN:
-            stack.enter_context(patch.object(training, name, timed(getattr(training, name), spent)))
-        # of the loop itself; what the functions above call is in their time
-        stack.enter_context(patch.object(training.Trainer, "log", timed(training.Trainer.log, spent)))
+            stack.enter_context(patch.object(logger, name, timed(getattr(logger, name), spent)))
+        curves = timed(logger.RunLogger.log_curves, spent)
+        stack.enter_context(patch.object(logger.RunLogger, "log_curves", curves))
         yield
 
 
 def train_seconds(config: Config) -> float:
     """Seconds of the training loop with its validations, without reading data and the last evaluation."""
     seconds: list[float] = []
-    with patch.object(training.Trainer, "train", timed(training.Trainer.train, seconds)):
+    with patch.object(Trainer, "train", timed(Trainer.train, seconds)):
         train_run(config)
     return seconds[0]
 

@@ -17,8 +17,9 @@ from scripts.benchmarks.rows import Row
 from vnet.core.config import Config, load_config
 from vnet.core.hardware import set_threads
 from vnet.core.randomness import point_generators
+from vnet.model.losses import total_loss
 from vnet.model.segmenter import Segmenter, build_model
-from vnet.training.trainer import build_optimizer, total_loss
+from vnet.training.optimizer import build_optimizer
 
 ARMS = ("dense", "pointrend_s2")
 

@@ -12,9 +12,9 @@ from scripts.benchmarks.step import made_batch
 from vnet.core.config import load_config
 from vnet.core.hardware import keep_memory, set_threads
 from vnet.core.randomness import point_generators
+from vnet.model.losses import total_loss
 from vnet.model.profiling import count_multiply_adds
 from vnet.model.segmenter import build_model
-from vnet.training.trainer import total_loss
 
 
 def measure(arm: str, side: int, classes: int, turns: int) -> Row:

@@ -16,9 +16,10 @@ from scripts.benchmarks.rows import Row, paired, take_turns
 from vnet.core.config import ARMS, load_config
 from vnet.core.hardware import keep_memory, peak_memory_mib, set_threads
 from vnet.core.randomness import point_generators
+from vnet.model.losses import total_loss
 from vnet.model.profiling import count_multiply_adds
 from vnet.model.segmenter import build_model
-from vnet.training.trainer import build_optimizer, total_loss
+from vnet.training.optimizer import build_optimizer
 
 # one network; the head reads a point, or a window around it
 CONFIGS = ("configs/hippocampus.yaml", "configs/study_hippocampus.yaml")

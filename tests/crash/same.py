@@ -11,7 +11,8 @@ import torch
 from vnet.core.tables import read_table
 from vnet.model.checkpoints import read_checkpoint
 
-CLOCK_KEYS = ("progress.seconds", "progress.step_seconds", "progress.wait_seconds")
+# keys of a checkpoint that hold what a clock or the memory says
+CLOCK_KEYS = ("progress.seconds", "progress.step_seconds", "progress.wait_seconds", "progress.peak_memory_mib")
 Curves = dict[str, list[tuple[int, Any]]]
 
 

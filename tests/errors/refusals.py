@@ -183,10 +183,12 @@ def alias_bomb() -> str:
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loss is infinite."""
-    from vnet.training.trainer import Trainer
+    from vnet.training.optimizer import update_weights
 
-    plain = Trainer.apply
-    monkeypatch.setattr(Trainer, "apply", lambda self, loss, *rest: plain(self, loss * float("inf"), *rest))
+    def poisoned(optimizer: object, loss: Any, *rest: Any, **kwargs: Any) -> Any:
+        return update_weights(optimizer, loss * float("inf"), *rest, **kwargs)
+
+    monkeypatch.setattr("vnet.training.trainer.update_weights", poisoned)
 
 
 CONFIG = [

@@ -147,7 +147,7 @@ def test_a_fault_while_running_is_one_line_and_costs_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("place", ["vnet.training.run.prepare_data", "vnet.training.run.score"])
+@pytest.mark.parametrize("place", ["vnet.training.run.prepare_data", "vnet.training.trainer.Trainer.evaluate"])
 def test_signals_outside_the_loop_end_with_75_too(
     place: str, number: int, fresh: Path, straight: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,18 +161,16 @@ def test_signals_outside_the_loop_end_with_75_too(
     assert differences(straight, RUN) == []
 
 
-def test_files_that_change_before_the_last_scoring_are_noticed(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from vnet.training import run as experiment
+def test_files_that_change_before_the_end_are_noticed(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = Trainer.evaluate
 
-    plain = experiment.score
-
-    def late(*words: object) -> object:
+    def late(self: Trainer) -> object:
         for path in Path("data/labelsTr").iterdir():
             change(path)
-        return plain(*words)  # type: ignore[arg-type]
+        return plain(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "score", late)
+        patch.setattr(Trainer, "evaluate", late)
         code, _, err = train(capsys)
     assert code == 3
     assert re.fullmatch(r"error: case \w: its files changed during the run; restore them and continue\n", err)

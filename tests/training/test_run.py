@@ -13,18 +13,23 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.crash.same import differences
 from vnet.core.config import load_config
 from vnet.core.errors import InputError, RunFault
 from vnet.core.runs import Run
 from vnet.data.prepared import prepare_data
+from vnet.evaluation import scores
 from vnet.inference.label_files import predict_files
 from vnet.inference.predictor import Predictor
 from vnet.model.checkpoints import read_checkpoint, start_from
 from vnet.model.segmenter import build_model
 from vnet.report.report import build_report
 from vnet.report.terminal import print_run_summary
+from vnet.training.evaluation import evaluate_run
 from vnet.training.kept_results import keep
-from vnet.training.run import evaluate_run, train_run
+from vnet.training.logger import RunLogger
+from vnet.training.optimizer import update_weights
+from vnet.training.run import train_run
 from vnet.training.trainer import Preempted, Trainer
 
 
@@ -71,18 +76,21 @@ def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
     assert all(file.stat().st_size < 100_000 for file in (folder / "pictures").iterdir())
 
 
-def test_the_board_tells_each_validation_once(tiny: list[str]) -> None:
+def test_each_validation_is_logged_once(tiny: list[str]) -> None:
     folder = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
     shown = curves(folder)
     wanted = (
-        "1 dice/0 mean/answer, 1 dice/0 mean/unrefined, 2 cases/1 worst, 2 cases/4 the same each time, "
-        "3 surface, answer/mesh_VERTEX, 3 surface, unrefined/mesh_COLOR, 4 refinement/fixed, 4 refinement/by distance, "
-        "4 refinement/calibration error, 4 refinement/uncertainty, 5 points/within 2 mm, 5 points/of one volume"
+        "1 dice/0 mean/prediction; 1 dice/0 mean/unrefined; 2 cases/1 worst; 2 cases/4 the same each time; "
+        "3 surface, prediction, all structures, pointrend_s2 fold0 seed0/mesh_VERTEX; "
+        "3 surface, unrefined, all structures, pointrend_s2 fold0 seed0/mesh_COLOR; 4 refinement/fixed; "
+        "4 refinement/by distance; 4 refinement/calibration error; 4 refinement/uncertainty; "
+        "5 points/within 2 mm; 5 points/of one volume"
     )
-    for tag in wanted.replace("surface, ", "surface; ").split(", "):
-        assert [step for step, _ in shown[tag.replace(";", ",")]] == [3, 6], tag
+    for tag in wanted.split("; "):
+        assert [step for step, _ in shown[tag]] == [3, 6], tag
+    assert list(curves(folder.parent.parent / "guide")) == ["0 guide/what the groups show/text_summary"]
     scored = [float(row["dice"]) for row in rows(folder / "metrics.csv")]
-    assert [value for _, value in shown["1 dice/0 mean/answer"]] == pytest.approx(scored, abs=1e-6)
+    assert [value for _, value in shown["1 dice/0 mean/prediction"]] == pytest.approx(scored, abs=1e-6)
     fixed, broken = (shown[f"4 refinement/{kind}"][-1][1] for kind in ("fixed", "broken"))
     before, after = (shown[f"4 refinement/wrong {when}"][-1][1] for when in ("before", "after"))
     table = [row for row in rows(folder / "refinement.csv") if row["structure"] == "all structures"]
@@ -95,7 +103,7 @@ def test_an_arm_without_a_head_is_never_refined(tiny: list[str]) -> None:
     folder = train_run(load_config([*tiny, "--arm", "coarse_s2"])).folder
     assert {row["refined"] for row in rows(folder / "cases.csv")} == {"false"}
     shown = curves(folder)
-    assert "1 dice/0 mean/answer" in shown
+    assert "1 dice/0 mean/prediction" in shown
     assert not [tag for tag in shown if "unrefined" in tag or tag.startswith(("4 refinement", "5 points"))]
 
 
@@ -164,6 +172,47 @@ def test_a_killed_run_continues_from_its_last_checkpoint(tiny: list[str], monkey
     assert curves(straight) == curves(resumed)
 
 
+@pytest.mark.parametrize("place", ["log_first_case", "log_points", "finish"])
+def test_a_run_killed_in_its_final_evaluation_logs_it_once(
+    tiny: list[str], place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The steps are not made again; the curves of the last step, a logged one, are there once."""
+    words = [*tiny, "--arm", "pointrend_s2", "--training.steps", "5", "--training.validate_every", "0"]
+    straight = tmp_path / train_run(load_config(words)).folder
+    plain = getattr(RunLogger, place)
+
+    def die(self: RunLogger, *args: object) -> None:
+        plain(self, *args)
+        self.flush()
+        raise SystemExit("killed")
+
+    (tmp_path / "again").mkdir()
+    monkeypatch.chdir(tmp_path / "again")
+    with monkeypatch.context() as patched:
+        patched.setattr(RunLogger, place, die)
+        with pytest.raises(SystemExit, match="killed"):
+            train_run(load_config(words))
+    with monkeypatch.context() as patched:
+        patched.delattr(Trainer, "step")
+        resumed = train_run(load_config(words)).folder
+    assert differences(straight, resumed) == []
+    assert [step for step, _ in curves(resumed)["6 loss/total"]] == [1, 5]
+    assert [row["step"] for row in rows(resumed / "metrics.csv")] == ["5"]
+
+
+def test_a_fold_is_predicted_once_at_the_end(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted: list[int] = []
+    plain = scores.predict_volume
+
+    def counted(*args: object) -> object:
+        predicted.append(1)
+        return plain(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scores, "predict_volume", counted)
+    folder = train_run(load_config([*tiny, "--arm", "pointrend_s2", "--training.validate_every", "0"])).folder
+    assert len(predicted) == len({row["case"] for row in rows(folder / "cases.csv")}) == 2
+
+
 def test_the_same_command_says_that_it_is_done(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config([*tiny, "--arm", "dense"])
     folder = train_run(config).folder
@@ -207,20 +256,22 @@ def test_a_foreign_folder_is_refused(tiny: list[str]) -> None:
 
 def test_too_many_bad_steps_stop_the_run_and_name_the_cases(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config([*tiny, "--arm", "dense", "--training.max_bad_steps", "2"])
-    plain = Trainer.apply
 
-    def poisoned(self: Trainer, loss: torch.Tensor, *args: object) -> torch.Tensor:
-        return plain(self, loss * float("nan"), *args)  # type: ignore[arg-type]
+    def poisoned(optimizer: object, loss: torch.Tensor, *args: torch.Tensor, precision: str) -> torch.Tensor:
+        return update_weights(optimizer, loss * float("nan"), *args, precision=precision)
 
-    monkeypatch.setattr(Trainer, "apply", poisoned)
+    monkeypatch.setattr("vnet.training.trainer.update_weights", poisoned)
     with pytest.raises(RunFault, match=r"3 steps with a non-finite loss .* cases \S+, \S+ \(dice .*learning_rate"):
         train_run(config)
 
 
 def test_dropped_steps_leave_the_weights_alone(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config([*tiny, "--arm", "dense", "--training.max_bad_steps", "9"])
-    plain = Trainer.apply
-    monkeypatch.setattr(Trainer, "apply", lambda self, loss, *args: plain(self, loss * float("inf"), *args))
+
+    def poisoned(optimizer: object, loss: torch.Tensor, *args: torch.Tensor, precision: str) -> torch.Tensor:
+        return update_weights(optimizer, loss * float("inf"), *args, precision=precision)
+
+    monkeypatch.setattr("vnet.training.trainer.update_weights", poisoned)
     folder = train_run(config).folder
     state = read_checkpoint(folder / "checkpoints/last.ckpt")
     fresh = build_model(config, in_channels=1, classes=len(state["structures"])).state_dict()

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     chosen, overrides = parser.parse_with_overrides(argv)
     from vnet.core.distributed import is_rank_zero
     from vnet.report.terminal import print_run_summary
-    from vnet.training.run import evaluate_run
+    from vnet.training.evaluation import evaluate_run
 
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)
     if is_rank_zero():

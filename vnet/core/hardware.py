@@ -27,14 +27,19 @@ def peak_memory_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def reset_peak_memory() -> bool:
-    """Start `peak_memory_mib` anew from what is held now; False where this system cannot (CPU, other than Linux)."""
+def reset_peak_memory(*, release: bool = True) -> bool:
+    """Start `peak_memory_mib` anew from what is held now; False where this system cannot (CPU, other than Linux).
+
+    Args:
+        release: first give freed memory back to the system; what is touched next is then slower, as it is fresh.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return True
-    gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what training freed goes back to the system
+        if release:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
         return False

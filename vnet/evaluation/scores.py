@@ -1,190 +1,223 @@
-"""Predict labelled cases and score them on their own grid."""
+"""Scores of labelled cases: each predicted, compared with its label on its own grid, and counted once.
+
+A `PredictedCase` holds volumes and lives while it is scored and drawn; `CaseScores` holds numbers, few enough to keep
+for every case and to send between processes. Nothing is drawn here.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vnet.core.config import Config
-from vnet.core.distributed import unshard
+from vnet.core.distributed import gather, shard, unshard
+from vnet.core.hardware import peak_memory_mib, reset_peak_memory
 from vnet.data.dataset import Case
+from vnet.data.prepared import PreparedData
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.volumes import Volume, read_image, read_label
-from vnet.evaluation.metrics import METRICS, case_metrics, dice_scores
-from vnet.evaluation.refinement import refinement_rows
+from vnet.evaluation.metrics import METRICS, Labels, Row, case_metrics, dice_scores
+from vnet.evaluation.refinement import calibration_counts, refinement_rows
 from vnet.inference.segment import Prediction, predict_volume
 from vnet.model.segmenter import Segmenter
-from vnet.report.case_pictures import CasePicture, case_picture
 
 # the first columns of cases.csv
 CASE_COLUMNS = ("arm", "fold", "seed", "case", "structure", "refined", *METRICS)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A case with its prediction and its truth (canonical order, native grid)."""
+class PredictedCase:
+    """A case, its prediction and its label, in canonical order on the native grid.
+
+    Attributes:
+        seconds: of reading, preprocessing, network, rendering and refinement.
+        peak_memory_mib: of this process up to the end of the prediction; see `predict_cases`.
+    """
 
     case: Case
     volume: Volume
-    truth: np.ndarray
+    truth: Labels
     prediction: Prediction
     seconds: float
+    peak_memory_mib: float | None = None
 
-    def versions(self) -> Iterator[tuple[bool, np.ndarray]]:
-        """(refined, labels) of the versions to score; an arm without a head has only the unrefined one."""
+    def versions(self) -> Iterator[tuple[bool, Labels]]:
+        """(refined, labels) of each version to score; an arm without a head has the unrefined one alone."""
         yield False, self.prediction.unrefined
         if self.prediction.refined:
             yield True, self.prediction.labels
 
-    def picture(self, dice: float) -> CasePicture:
-        """What its picture needs; `dice` is the mean over its structures."""
-        spacing_mm = self.volume.spacing_mm
-        return case_picture(self.case.name, dice, self.volume.array[0], self.truth, self.prediction, spacing_mm)
 
+@dataclass(frozen=True)
+class CaseScores:
+    """Scores of one case.
 
-def predict_cases(
-    model: Segmenter, cases: Iterable[Case], preprocessing: Preprocessing, config: Config
-) -> Iterator[Scored]:
-    """Each case predicted; `seconds` is reading, preprocessing, network, rendering and refinement."""
-    for case in cases:
-        assert case.label is not None  # folds hold labelled cases only
-        start = time.perf_counter()
-        volume = read_image(case.images)
-        prediction = predict_volume(model, volume, preprocessing, config)
-        seconds = time.perf_counter() - start
-        yield Scored(case, volume, read_label(case.label).array, prediction, seconds)
+    Attributes:
+        case: its name.
+        dice: refined or not -> (K - 1,) Dice of the structures, NaN where one is absent from label and prediction.
+        metrics: refined or not -> a row a structure as `case_metrics` gives it; empty where only Dice was asked for.
+        refinement: rows of refinement.csv; none without a head.
+        calibration: voxels, wrong, expected wrong by margin bin; None without a head.
+        seconds, peak_memory_mib: as in `PredictedCase`.
+    """
 
+    case: str
+    dice: Mapping[bool, NDArray[np.float64]]
+    metrics: Mapping[bool, Sequence[Row]]
+    refinement: Sequence[Row]
+    calibration: NDArray[np.float64] | None
+    seconds: float
+    peak_memory_mib: float | None = None
 
-def case_rows(scored: Scored, config: Config, structures: Sequence[str], ignore: int | None) -> list[dict[str, Any]]:
-    """Rows of cases.csv for one case."""
-    run = {"arm": config.arm, "fold": config.data.fold, "seed": config.seed, "case": scored.case.name}
-    rows = []
-    for refined, labels in scored.versions():
-        for row in case_metrics(
-            labels,
-            scored.truth,
-            structures,
-            scored.volume.voxel_to_mm,
-            config.metrics.tolerance_mm,
-            ignore=ignore,
-        ):
-            rows.append(run | {"structure": row["structure"], "refined": refined} | row)
-    return rows
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the structures of the labels that count (refined where a head refines); NaN where all are
+        absent."""
+        dice = self.dice[max(self.dice)]
+        present = dice[~np.isnan(dice)]
+        return float(present.mean()) if len(present) else float("nan")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Tables of a set of cases, and what the pictures of its extremes need."""
+class Scores:
+    """Scores of a set of cases, in its order.
 
-    cases: list[dict[str, Any]]
-    refinement: list[dict[str, Any]]
-    pictures: list[CasePicture]
-    seconds: list[float]
+    Attributes:
+        cases: one entry a case.
+        structures: names by label value, the first is the background.
+    """
+
+    cases: Sequence[CaseScores]
+    structures: Sequence[str]
 
     @property
     def seconds_per_case(self) -> float:
         """The median, NaN without cases."""
-        return float(np.median(self.seconds)) if self.seconds else float("nan")
+        return float(np.median([one.seconds for one in self.cases])) if self.cases else float("nan")
+
+    @property
+    def peak_memory_mib(self) -> float | None:
+        """The highest of any case; None where it was not measured."""
+        known = [one.peak_memory_mib for one in self.cases if one.peak_memory_mib is not None]
+        return max(known, default=None)
+
+    def dice_means(self) -> dict[bool, dict[str, float]]:
+        """Refined or not -> structure -> mean Dice over cases; a structure absent from every case is left out."""
+        means: dict[bool, dict[str, float]] = {}
+        for refined in sorted({version for one in self.cases for version in one.dice}):
+            table = np.array([one.dice[refined] for one in self.cases])  # (cases, K - 1)
+            present = ~np.isnan(table).all(0)
+            means[refined] = {
+                name: float(np.nanmean(table[:, i])) for i, name in enumerate(self.structures[1:]) if present[i]
+            }
+        return means
+
+    def case_rows(self, config: Config) -> list[Row]:
+        """Rows of cases.csv: a row a case, version and structure."""
+        run = {"arm": config.arm, "fold": config.data.fold, "seed": config.seed}
+        return [
+            run | {"case": one.case, "structure": row["structure"], "refined": refined} | row
+            for one in self.cases
+            for refined, rows in one.metrics.items()
+            for row in rows
+        ]
+
+    def refinement_rows(self) -> list[Row]:
+        """Rows of refinement.csv."""
+        return [{"case": one.case} | row for one in self.cases for row in one.refinement]
 
 
-def evaluate_cases(
+def mean_dice(by_structure: Mapping[str, float]) -> float:
+    """Mean over structures, 0 where there is none."""
+    return float(np.mean(list(by_structure.values()))) if by_structure else 0.0
+
+
+def predict_cases(
     model: Segmenter,
     cases: Iterable[Case],
     preprocessing: Preprocessing,
     config: Config,
     *,
-    structures: Sequence[str],
-    ignore: int | None = None,
-    shown: Callable[[str], None] = lambda case: None,
-) -> Evaluation:
-    """Score `cases` with and without refinement.
+    measure_memory: bool = False,
+) -> Iterator[PredictedCase]:
+    """Yield each case with its prediction.
 
     Args:
-        shown: called with the name of each finished case.
+        measure_memory: take the peak memory of each prediction by itself (where the system can start it anew), so that
+            what is scored and drawn between two predictions does not count.
     """
-    rows, refinement, seconds, pictures = [], [], [], []
-    for scored in predict_cases(model, cases, preprocessing, config):
-        own = case_rows(scored, config, structures, ignore)
-        rows += own
-        seconds.append(scored.seconds)
-        pictures.append(scored.picture(mean_of_case(own)))
-        if scored.prediction.refined:
-            refinement += [
-                {"case": scored.case.name} | row
-                for row in refinement_rows(
-                    scored.truth,
-                    scored.prediction.unrefined,
-                    scored.prediction.labels,
-                    scored.prediction.index,
-                    scored.prediction.uncertainty,
-                    scored.volume.voxel_to_mm,
-                    structures,
-                    ignore=ignore,
-                )
-            ]
-        shown(scored.case.name)
-    return Evaluation(rows, refinement, pictures, seconds)
+    for case in cases:
+        assert case.label is not None  # folds hold labelled cases alone
+        told_apart = measure_memory and reset_peak_memory(release=False)
+        start = time.perf_counter()
+        volume = read_image(case.images)
+        prediction = predict_volume(model, volume, preprocessing, config)
+        seconds = time.perf_counter() - start
+        peak = peak_memory_mib() if told_apart else None
+        yield PredictedCase(case, volume, read_label(case.label).array, prediction, seconds, peak)
 
 
-def merge_evaluations(shares: Sequence[Evaluation], cases: Sequence[str]) -> Evaluation:
-    """One table of what several processes scored, in the order of `cases`."""
-    place = {case: number for number, case in enumerate(cases)}
+def score_case(
+    predicted: PredictedCase,
+    structures: Sequence[str],
+    *,
+    ignore: int | None = None,
+    tolerance_mm: float | None = None,
+) -> CaseScores:
+    """Scores of one predicted case.
 
-    def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return sorted(rows, key=lambda row: place[row["case"]])
-
-    return Evaluation(
-        ordered([row for share in shares for row in share.cases]),
-        ordered([row for share in shares for row in share.refinement]),
-        unshard([share.pictures for share in shares]),
-        unshard([share.seconds for share in shares]),
+    Args:
+        structures: names by label value, the first is the background.
+        ignore: label value whose voxels are not counted.
+        tolerance_mm: of the surface Dice; None leaves every metric but Dice out.
+    """
+    truth, prediction, voxel_to_mm = predicted.truth, predicted.prediction, predicted.volume.voxel_to_mm
+    versions = dict(predicted.versions())
+    dice = {refined: dice_scores(labels, truth, len(structures), ignore) for refined, labels in versions.items()}
+    metrics: dict[bool, list[Row]] = {}
+    if tolerance_mm is not None:
+        for refined, labels in versions.items():
+            metrics[refined] = case_metrics(labels, truth, structures, voxel_to_mm, tolerance_mm, ignore=ignore)
+    refinement: list[dict[str, Any]] = []
+    calibration = None
+    if prediction.refined:
+        asked = prediction.index, prediction.uncertainty
+        refinement = refinement_rows(
+            truth, prediction.unrefined, prediction.labels, *asked, voxel_to_mm, structures, ignore=ignore
+        )
+        calibration = calibration_counts(truth, prediction.unrefined, *asked, ignore)
+    return CaseScores(
+        predicted.case.name, dice, metrics, refinement, calibration, predicted.seconds, predicted.peak_memory_mib
     )
 
 
-def mean_of_case(rows: Sequence[dict[str, Any]]) -> float:
-    """Mean Dice over a case's structures, refined where there are such rows; NaN where all are absent."""
-    refined = max(row["refined"] for row in rows)
-    found = [row["dice"] for row in rows if row["refined"] == refined and row["dice"] is not None]
-    return float(np.mean(found)) if found else float("nan")
+def score_cases(
+    model: Segmenter,
+    prepared: PreparedData,
+    names: Sequence[str],
+    config: Config,
+    *,
+    dice_alone: bool = False,
+    measure_memory: bool = False,
+    use: Callable[[PredictedCase, CaseScores], None] = lambda predicted, scores: None,
+) -> Scores:
+    """Scores of the named cases, which the processes share; every process gets all of them.
 
-
-class DiceTable:
-    """Dice by case and structure, with and without refinement, of the cases added so far."""
-
-    def __init__(self, structures: Sequence[str], ignore: int | None = None) -> None:
-        self.structures, self.ignore = structures, ignore
-        self.scores: dict[bool, list[np.ndarray]] = {}
-
-    def add(self, scored: Scored) -> float:
-        """Score a case; returns the mean over its structures of the labels that count, NaN where all are absent."""
-        for refined, labels in scored.versions():
-            dice = dice_scores(labels, scored.truth, len(self.structures), self.ignore)
-            self.scores.setdefault(refined, []).append(dice)
-        present = dice[~np.isnan(dice)]
-        return float(present.mean()) if len(present) else float("nan")
-
-    def merge(self, shares: Sequence[dict[bool, list[np.ndarray]]]) -> None:
-        """Take the scores of all processes, in the order of the cases that they shared."""
-        refined = sorted({key for share in shares for key in share})
-        self.scores = {key: unshard([share.get(key, []) for share in shares]) for key in refined}
-
-    def means(self) -> dict[bool, dict[str, float]]:
-        """refined or not -> structure -> mean Dice over cases; structures in no case are left out."""
-        means = {}
-        for refined, rows in self.scores.items():
-            table = np.array(rows)  # (cases, structures without the background), NaN where absent in both
-            means[refined] = {
-                name: float(np.nanmean(table[:, i]))
-                for i, name in enumerate(self.structures[1:])
-                if not np.isnan(table[:, i]).all()
-            }
-        return means
-
-
-def mean_dice(by_structure: dict[str, float]) -> float:
-    """Mean over structures, 0 where there is none."""
-    return float(np.mean(list(by_structure.values()))) if by_structure else 0.0
+    Args:
+        dice_alone: leave surface distances out.
+        measure_memory: as in `predict_cases`.
+        use: called with each case that this process scored, while its volumes are there.
+    """
+    dataset = prepared.dataset
+    tolerance_mm = None if dice_alone else config.metrics.tolerance_mm
+    mine = []
+    cases = prepared.unchanged_cases(tuple(shard(names)))
+    for predicted in predict_cases(model, cases, prepared.preprocessing, config, measure_memory=measure_memory):
+        mine.append(score_case(predicted, dataset.structures, ignore=dataset.ignore, tolerance_mm=tolerance_mm))
+        use(predicted, mine[-1])
+    return Scores(unshard(gather(mine)), dataset.structures)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vnet.core.config import TrainingConfig
 from vnet.model.layers import upsample
 
 
@@ -82,3 +85,9 @@ def segmentation_terms(logits: Tensor, labels: Tensor, ignore: int | None = None
         "dice": soft_dice_loss(log_probabilities, shown, counted),
         "cross_entropy": negative_log_likelihood(log_probabilities, labels, -100 if ignore is None else ignore),
     }
+
+
+def total_loss(terms: Mapping[str, Tensor], config: TrainingConfig) -> Tensor:
+    """Weighted sum of the terms; Dice and cross-entropy of all voxels weigh 1."""
+    weights = {"point": config.point_weight, "point_dice": config.point_dice_weight}
+    return torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()

@@ -13,10 +13,9 @@ from PIL import Image
 
 from vnet.core.files import write_bytes, write_text
 from vnet.data.dataset import Dataset
-from vnet.evaluation.metrics import Labels
-from vnet.inference.segment import Prediction
+from vnet.evaluation.scores import PredictedCase
 from vnet.report.pictures import contour_picture
-from vnet.report.slices import Picture, Slices, Volume, cut_slices
+from vnet.report.slices import Picture, Slices, cut_slices
 
 RANKS = ("worst", "median", "best")
 KEPT_PX = 264  # height of a plane in the pictures beside the tables, so that each stays below 100 kB
@@ -41,19 +40,17 @@ class CasePicture:
         return contour_picture(self.slices, f"{title}: {self.name}, Dice {self.dice:.3f}", height_px)
 
 
-def case_picture(
-    name: str, dice: float, image: Volume, truth: Labels, prediction: Prediction, spacing_mm: Sequence[float]
-) -> CasePicture:
-    """The planes of a case through its structures, with truth, unrefined and (with a head) refined labels.
+def case_picture(predicted: PredictedCase, dice: float) -> CasePicture:
+    """The planes of a case through its structures: first channel, truth, unrefined and (with a head) refined labels.
 
     Args:
-        image, truth: (D, H, W), the first channel.
-        spacing_mm: (z, y, x).
+        dice: mean over the case's structures, for the title.
     """
-    versions = {"truth": truth, "unrefined": prediction.unrefined}
-    if prediction.refined:
-        versions["refined"] = prediction.labels
-    return CasePicture(name, dice, cut_slices(image, versions, spacing_mm))
+    versions = {"truth": predicted.truth, "unrefined": predicted.prediction.unrefined}
+    if predicted.prediction.refined:
+        versions["refined"] = predicted.prediction.labels
+    volume = predicted.volume
+    return CasePicture(predicted.case.name, dice, cut_slices(volume.array[0], versions, volume.spacing_mm))
 
 
 def pick_extremes(cases: Sequence[CasePicture]) -> dict[str, CasePicture]:

@@ -1,7 +1,7 @@
-"""What TensorBoard shows of a run, in an order that reads from top to bottom.
+"""Event files of a run, with tags that TensorBoard shows in the order of the page.
 
-TensorBoard sorts groups of tags by name, so each group carries its place as a number; callers write
-`dice/anterior/refined` and the page shows `1 dice/anterior/refined`.
+TensorBoard sorts groups of tags by name, so each group carries its place as a number: callers write
+`dice/anterior/prediction` and the page shows `1 dice/anterior/prediction`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-# the outcome first, then what refinement did, then where and how training went, then what it cost
-GROUPS = ("dice", "cases", "surface", "refinement", "points", "loss", "optimiser", "speed", "about")
+# the guide first, then Dice, cases and refinement, then training and its cost
+GROUPS = ("guide", "dice", "cases", "surface", "refinement", "points", "loss", "optimiser", "speed", "about")
 
 
 class Board:
     """Event files in a run's folder.
 
     Args:
-        folder: where they go; created when missing.
-        start_step: the first step that will be logged from now on; what an interrupted run wrote at or after
-            it is hidden, so that no step shows twice.
+        folder: of the event files; created when missing.
+        start_step: the first step that will be logged from now on. Events of an earlier start at or after this step
+            are hidden, so that no step shows twice.
     """
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
@@ -36,23 +36,23 @@ class Board:
         self.writer = SummaryWriter(str(folder), purge_step=start_step or None, flush_secs=30)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One point a curve; `None` (a structure absent from every case) is left out.
+        """Add a point to each curve; `None` (a structure absent from every case) is left out.
 
         Args:
             step: finished steps.
-            values: `group/name` to value, as `loss/total` or `dice/anterior/refined`.
+            values: `group/name` to value, as `loss/total` or `dice/anterior/prediction`.
         """
         for name, value in values.items():
             if value is not None:
                 self.writer.add_scalar(tag(name), value, step)
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """`group/name` to (height, width, 3), 0 to 255."""
+        """Add pictures: `group/name` to (height, width, 3), 0 to 255."""
         for name, picture in pictures.items():
             self.writer.add_image(tag(name), picture, step, dataformats="HWC")
 
     def mesh(self, step: int, name: str, vertices: NDArray[Any], faces: NDArray[Any], colours: NDArray[Any]) -> None:
-        """A surface of the Mesh tab.
+        """Add a surface to the Mesh tab.
 
         Args:
             name: `group/name`; both are in the heading, as the tab shows nothing else of a tag.
@@ -66,12 +66,12 @@ class Board:
         self.writer.add_mesh(f"{heading}/mesh", points, colours_of, triangles, both_sides, step)
 
     def text(self, texts: Mapping[str, str]) -> None:
-        """`group/name` to Markdown, written at the start step."""
+        """Add texts at the start step: `group/name` to Markdown."""
         for name, text in texts.items():
             self.writer.add_text(tag(name), text, self.start_step)
 
     def layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """The Custom Scalars tab: the charts that people compare, several curves in each.
+        """Lay out the Custom Scalars tab: charts of several curves.
 
         Args:
             charts: section to title to curves (`group/name`).
@@ -91,7 +91,7 @@ class Board:
         """Begin a row of the HParams tab; `finish` ends it.
 
         Args:
-            values: settings of the run; what is no bool, number or text is shown as text.
+            values: settings of the run; values other than bool, number and text are shown as text.
             scores: curves (`group/name`) whose last values are the run's scores.
         """
         plain = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in values.items()}
@@ -101,7 +101,7 @@ class Board:
             self.writer._get_file_writer().add_summary(summary)
 
     def finish(self, step: int) -> None:
-        """Say in the HParams tab that the run came to its end."""
+        """End the row of the HParams tab: the run is complete."""
         self.writer._get_file_writer().add_summary(hparams({}, {})[2], step)
 
     def flush(self) -> None:
@@ -120,7 +120,7 @@ class Board:
 
 
 def tag(name: str) -> str:
-    """`loss/total` -> `6 loss/total`; brackets are left out, as Custom Scalars draws no curve whose name has one.
+    """`loss/total` -> `6 loss/total`; brackets are dropped, as Custom Scalars draws no curve whose name has one.
 
     Raises:
         ValueError: the group is not one of `GROUPS`.
@@ -129,7 +129,7 @@ def tag(name: str) -> str:
     if group not in GROUPS or not rest:
         raise ValueError(f"a curve must be named GROUP/NAME with a group of {GROUPS}, got {name!r}")
     plain = re.sub(r"[()\[\]{}]", "", rest)
-    return f"{GROUPS.index(group) + 1} {group}/{plain}"
+    return f"{GROUPS.index(group)} {group}/{plain}"
 
 
 def markdown_pairs(values: Mapping[str, Any]) -> str:

@@ -19,5 +19,5 @@ def poly(progress: float, peak: float) -> float:
 
 
 def learning_rate(progress: float, *, peak: float, schedule: str) -> float:
-    """Learning rate at `progress` (steps done / steps, or seconds), clipped to [0, 1]."""
+    """Learning rate at `progress` (finished share of the steps or seconds), clipped to [0, 1]."""
     return {"one_cycle": one_cycle, "poly": poly}[schedule](min(max(progress, 0.0), 1.0), peak)

@@ -1,0 +1,83 @@
+"""Score a trained run, and write the tables and pictures of a scored fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnet.core.config import Config
+from vnet.core.distributed import launch_fabric, on_rank_zero, shard
+from vnet.core.errors import InputError
+from vnet.core.files import refuse_links, write_text
+from vnet.core.hardware import set_threads
+from vnet.core.progress import Bar
+from vnet.core.runs import open_run
+from vnet.core.tables import write_table
+from vnet.data.dataset import Dataset
+from vnet.data.folds import Fold
+from vnet.data.prepared import PreparedData, open_checked_dataset, prepare_data
+from vnet.evaluation.scores import CASE_COLUMNS
+from vnet.model.checkpoints import load_model
+from vnet.report.case_pictures import write_pictures
+from vnet.training.validation import Validation, validate
+
+
+def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: str = "last") -> Path:
+    """Score a trained run: its validation fold into its own tables, anything else into RUN/evaluation/NAME/.
+
+    Anything else is every labelled case of another data set (`--data.root`), another checkpoint, or other keys of
+    prediction than the run's.
+
+    Returns:
+        The folder of the tables.
+
+    Raises:
+        InputError: not a run, a checkpoint that is missing, a data set of other channels or structures, or cases that
+            the run was trained on.
+    """
+    run, config = open_run(folder, overrides)
+    trained_fold = open_run(folder)[1].data.fold
+    if config.data.fold != trained_fold:
+        raise InputError(
+            f"data.fold: the run was trained for fold {trained_fold}; cases of fold {config.data.fold} it has seen: "
+            "leave the key out"
+        )
+    fabric = launch_fabric()
+    set_threads(config.threads)
+    trained = load_model(run, config, checkpoint)
+    dataset, checked = on_rank_zero(lambda: open_checked_dataset(config))
+    trained.require_same_task(dataset)
+    own = checkpoint == "last" and config.hash(checked.content_hash) == run.config_hash
+    if checked.content_hash == run.info().get("data_hash"):
+        fold = on_rank_zero(lambda: prepare_data(config)).fold
+    else:
+        fold = Fold(train=(), val=tuple(case.name for case in dataset.cases if case.label is not None))
+    if not fold.val:
+        raise InputError(
+            f"{run.folder}: trained on every case (data.fold: all), none is left to score; name another data set with "
+            "--data.root"
+        )
+    if own and "steps" not in run.info():
+        raise InputError(f"{run.folder}: its training has not ended; run the training command again")
+    prepared = PreparedData(dataset, checked.content_hash, fold, trained.preprocessing, checked.fingerprints)
+    with Bar("evaluating", len(shard(fold.val))) as bar:
+        validation = validate(
+            trained.model.to(fabric.device),
+            prepared,
+            fold.val,
+            config,
+            use=lambda predicted, scores: bar.advance(scores.case),
+        )
+    target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
+    refuse_links(target, run.folder)
+    if not own:
+        on_rank_zero(lambda: write_text(target / "config.yaml", config.to_yaml()))
+    on_rank_zero(lambda: write_tables(target, validation, config, dataset))
+    return target
+
+
+def write_tables(folder: Path, validation: Validation, config: Config, dataset: Dataset) -> None:
+    """Write pictures, refinement.csv and cases.csv; the last one marks a run as done."""
+    write_pictures(folder / "pictures", validation.pictures, dataset)
+    write_table(folder / "refinement.csv", validation.scores.refinement_rows())
+    write_table(folder / "cases.csv", validation.scores.case_rows(config), columns=CASE_COLUMNS)
