@@ -25,10 +25,10 @@ WORKER = """
 import sys, time
 from vnet.core.config import load_config
 from vnet.core.hardware import set_threads
-from vnet.core.distributed import launch_fabric, reduce_max, leave
+from vnet.core.distributed import launch_fabric, reduce_max, shutdown
 from vnet.core.runs import Run
 from vnet.data.prepared import prepare_data
-from vnet.training import Trainer
+from vnet.training.trainer import Trainer
 
 config = load_config(sys.argv[1:])
 fabric = launch_fabric(config.training.precision)
