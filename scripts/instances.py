@@ -1,0 +1,77 @@
+"""Mask R-CNN with and without PointRend: train the runs of a study, predict, compare.
+
+    python scripts/instances.py train --config configs/nuclei.yaml --data FILE.npz [--arm NAME] [--seed N]
+    python scripts/instances.py predict RUN --input FILE.npz --output FOLDER
+    python scripts/instances.py compare results/nuclei
+
+Each command has its own --help. A run that is done is passed over; one that was stopped continues.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnet.commands.cli import Options, finish
+from vnet.core.errors import InputError
+from vnet.core.signals import Preempted
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # scripts/nuclei belongs to the repository, not to the packages
+COMMANDS = ("train", "predict", "compare")
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] not in COMMANDS:
+        if argv and argv[0] in ("-h", "--help"):
+            print(f"usage: instances.py {{{','.join(COMMANDS)}}} ...\n\n{__doc__}")
+            return 0
+        found = argv[0] if argv else "nothing"
+        raise InputError(f"command line: the command must be one of {', '.join(COMMANDS)}, got {found}; see --help")
+    return {"train": train, "predict": predict, "compare": compare}[argv[0]](argv[1:])
+
+
+def train(argv: Sequence[str]) -> int:
+    from scripts.nuclei.config import load_config
+
+    config = load_config(argv)
+    from scripts.nuclei.study import train_study
+
+    try:
+        train_study(config, REPOSITORY / "results" / config.name)
+    except Preempted as stop:
+        print("stopped; the same command continues where it stopped", flush=True)
+        return stop.exit_code
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    options = Options(prog="instances.py predict", description="Instance maps of images with a trained run.")
+    options.add_argument("run", metavar="RUN", type=Path, help="run folder: RUN_ROOT/NAME/ARM/seedS")
+    options.add_argument("--input", metavar="FILE", type=Path, required=True, help="an .npz file of names and images")
+    options.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="of the maps and scores")
+    options.add_argument(
+        "--boxes", metavar="CSV", type=Path, help="of given boxes: image,x1,y1,x2,y2 in pixels; none are then detected"
+    )
+    options.add_argument("--score", type=float, default=0.5, help="lowest score of a detection (0.5)")
+    chosen = options.parse_args(argv)
+    from scripts.nuclei.prediction import predict_file
+
+    count = predict_file(chosen.run, chosen.input, chosen.output, boxes=chosen.boxes, score=chosen.score)
+    print(f"wrote the instances of {count} image{'s' * (count != 1)} to {chosen.output}")
+    return 0
+
+
+def compare(argv: Sequence[str]) -> int:
+    options = Options(prog="instances.py compare", description="The tables of a study, with intervals.")
+    options.add_argument("results", metavar="RESULTS", type=Path, help="folder of the study's tables: results/NAME")
+    chosen = options.parse_args(argv)
+    from scripts.nuclei.comparison import report
+
+    print(report(chosen.results))
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)

@@ -1,0 +1,1 @@
+"""The study of Mask R-CNN with PointRend on nuclei: what `scripts/instances.py` needs."""
