@@ -39,7 +39,7 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}")
     if not volume.is_floating_point():
         raise TypeError(f"bilinear sampling needs a floating-point volume, got {volume.dtype}")
-    if not (points.shape[1] and volume.shape[1]):
+    if not (len(volume) and points.shape[1] and volume.shape[1]):
         return volume.new_empty(*volume.shape[:2], points.shape[1])
     if _compiled_reads(volume, points):
         from pointrend._kernels.interpolation import interpolate

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointrend.boxes import Boxes
 from pointrend.coordinates import check_extent, extent_centres, voxel_centres
 from pointrend.head import PointHead
 from pointrend.reading import read_at, sample_at
+from pointrend.roi import BoxRefinement, box_training_logits, refine_boxes
 from pointrend.sampling import PointSampling, training_voxels
 from pointrend.subdivision import Refinement, subdivide
 from pointrend.windows import read_window
@@ -107,6 +110,7 @@ class PointRend(nn.Module):
         labels: Tensor,
         *,
         generators: Sequence[torch.Generator] | None = None,
+        boxes: Boxes | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The head's logits at training points, drawn by `sampling`.
 
@@ -116,10 +120,18 @@ class PointRend(nn.Module):
             image: as in `predict_points`.
             labels: (B, *size) integers.
             generators: one CPU generator per sample; None draws from torch's global generator.
+            boxes: R regions of interest: coarse logits (R, K, *coarse) are then those in the boxes, features, image and
+                labels those of the whole images, and one generator serves all boxes. See `pointrend.roi`.
 
         Returns:
-            Points (B, N, ndim) in the unit cube, logits (B, K, N) with gradient, labels (B, N) int64.
+            Points (B, N, ndim) in the unit cube, logits (B, K, N) with gradient, labels (B, N) int64; with boxes R in
+            place of B, and of K the logits that compete.
         """
+        if boxes is not None:
+            if generators is not None and len(generators) != 1:
+                raise ValueError(f"generators must be one for all boxes, got {len(generators)}")
+            one = None if generators is None else generators[0]
+            return box_training_logits(self, coarse, features, image, labels, boxes, generator=one)
         size = tuple(labels.shape[1:])
         index = training_voxels(coarse.detach(), size, self.sampling, labels=labels, generators=generators)
         points = voxel_centres(index, size)
@@ -134,8 +146,9 @@ class PointRend(nn.Module):
         labels: Tensor,
         *,
         generators: Sequence[torch.Generator] | None = None,
+        boxes: Boxes | None = None,
     ) -> Tensor:
-        """Cross-entropy at training points: the mean over the points of each sample, then over samples.
+        """Cross-entropy at training points: the mean over the points of each sample (or box), then over samples.
 
         Samples weigh the same, so that the mean over several processes of equal batches is the loss of one. Arguments
         are those of `training_logits`.
@@ -143,12 +156,44 @@ class PointRend(nn.Module):
         Returns:
             A scalar; 0, with a gradient, where every voxel is ignored or no point is drawn.
         """
-        _, logits, truth = self.training_logits(coarse, features, image, labels, generators=generators)
+        _, logits, truth = self.training_logits(coarse, features, image, labels, generators=generators, boxes=boxes)
         # ignored voxels are drawn only where a sample holds nothing else: the sum over N is each sample's mean, or 0
         no_label = -100 if self.sampling.ignore is None else self.sampling.ignore
         total = F.cross_entropy(logits.float(), truth, ignore_index=no_label, reduction="sum")
         return total / max(truth.numel(), 1)
 
+    @overload
+    def refine(
+        self,
+        coarse: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor | None,
+        size: Sequence[int],
+        *,
+        num_points: int | None = None,
+        max_margin: float | None = None,
+        extent: Sequence[float] | None = None,
+        steps: int = 1,
+        chunk: int = 65536,
+        check: bool = False,
+        boxes: None = None,
+    ) -> Refinement: ...
+    @overload
+    def refine(
+        self,
+        coarse: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor | None,
+        size: Sequence[int],
+        *,
+        num_points: int | None = None,
+        max_margin: float | None = None,
+        extent: Sequence[float] | None = None,
+        steps: int = 1,
+        chunk: int = 65536,
+        check: bool = False,
+        boxes: Boxes,
+    ) -> BoxRefinement: ...
     @torch.no_grad()
     def refine(
         self,
@@ -163,7 +208,8 @@ class PointRend(nn.Module):
         steps: int = 1,
         chunk: int = 65536,
         check: bool = False,
-    ) -> Refinement:
+        boxes: Boxes | None = None,
+    ) -> Refinement | BoxRefinement:
         """Labels on any grid: the head's at uncertain voxels, those of the up-sampled coarse logits elsewhere.
 
         No tensor of classes x target voxels is made.
@@ -181,13 +227,33 @@ class PointRend(nn.Module):
                 move the choice of later voxels, and the labels around them.
             chunk: voxels that the head is asked about at once.
             check: ask the head about every voxel as well, to report the share of labels that differ. Slow.
+            boxes: R regions of interest: coarse logits (R, K, *coarse) are then those in the boxes, and the voxels in
+                the boxes alone are labelled; `num_points` counts per box, and `steps` are those of `refine_boxes`.
 
         Returns:
-            Labels with and without refinement, and the refined voxels.
+            Labels with and without refinement, and the refined voxels; with boxes a `BoxRefinement`.
 
         Raises:
             ValueError: shapes that disagree, or numbers out of range.
         """
+        if boxes is not None:
+            if check:
+                raise ValueError(
+                    "check=True asks about whole images, and is not there with boxes; leave one of them out"
+                )
+            return refine_boxes(
+                self,
+                coarse,
+                features,
+                image,
+                size,
+                boxes,
+                num_points=num_points,
+                max_margin=max_margin,
+                extent=extent,
+                steps=steps,
+                chunk=chunk,
+            )
         shares = check_extent(extent, coarse.ndim - 2)
         whole = all(share == 1 for share in shares)
         maps = {name: features[name] for name in self.feature_names if name in features}

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnet.commands.cli import Options, finish
-from vnet.core.errors import InputError
-from vnet.core.signals import Preempted
-
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))  # scripts/nuclei belongs to the repository, not to the packages
+sys.path.insert(0, str(REPOSITORY))  # the packages of this checkout, and scripts/
+
+from vnet.commands.exit_codes import run_and_exit  # noqa: E402
+from vnet.commands.parser import CommandParser  # noqa: E402
+from vnet.core.errors import InputError  # noqa: E402
+from vnet.core.signals import Preempted  # noqa: E402
+
 COMMANDS = ("train", "predict", "compare")
 
 
@@ -47,15 +49,15 @@ def train(argv: Sequence[str]) -> int:
 
 
 def predict(argv: Sequence[str]) -> int:
-    options = Options(prog="instances.py predict", description="Instance maps of images with a trained run.")
-    options.add_argument("run", metavar="RUN", type=Path, help="run folder: RUN_ROOT/NAME/ARM/seedS")
-    options.add_argument("--input", metavar="FILE", type=Path, required=True, help="an .npz file of names and images")
-    options.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="of the maps and scores")
-    options.add_argument(
+    parser = CommandParser(prog="instances.py predict", description="Instance maps of images with a trained run.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder: RUN_ROOT/NAME/ARM/seedS")
+    parser.add_argument("--input", metavar="FILE", type=Path, required=True, help="an .npz file of names and images")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="of the maps and scores")
+    parser.add_argument(
         "--boxes", metavar="CSV", type=Path, help="of given boxes: image,x1,y1,x2,y2 in pixels; none are then detected"
     )
-    options.add_argument("--score", type=float, default=0.5, help="lowest score of a detection (0.5)")
-    chosen = options.parse_args(argv)
+    parser.add_argument("--score", type=float, default=0.5, help="lowest score of a detection (0.5)")
+    chosen = parser.parse_args(argv)
     from scripts.nuclei.prediction import predict_file
 
     count = predict_file(chosen.run, chosen.input, chosen.output, boxes=chosen.boxes, score=chosen.score)
@@ -64,9 +66,9 @@ def predict(argv: Sequence[str]) -> int:
 
 
 def compare(argv: Sequence[str]) -> int:
-    options = Options(prog="instances.py compare", description="The tables of a study, with intervals.")
-    options.add_argument("results", metavar="RESULTS", type=Path, help="folder of the study's tables: results/NAME")
-    chosen = options.parse_args(argv)
+    parser = CommandParser(prog="instances.py compare", description="The tables of a study, with intervals.")
+    parser.add_argument("results", metavar="RESULTS", type=Path, help="folder of the study's tables: results/NAME")
+    chosen = parser.parse_args(argv)
     from scripts.nuclei.comparison import report
 
     print(report(chosen.results))
@@ -74,4 +76,4 @@ def compare(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    finish(main)
+    run_and_exit(main, sys.argv[1:])

@@ -57,7 +57,7 @@ def score_images(config: Config, detector: MaskRCNN, images: Images, rows: Seque
                 name = images.names[rows[row]]
                 own, cost = score_true_boxes(config, detector, shade, label)
                 nuclei += [{"image": name, "refined": refined} | one for one in own]
-                case = {"image": name, "refined": refined, "nuclei": len(own)}
+                case: dict[str, Any] = {"image": name, "refined": refined, "nuclei": len(own)}
                 case |= {key: values[row + 1] for key, values in scores.items()}
                 case |= {key: float(np.mean([one[key] for one in own])) for key in ("mask_iou", "boundary_iou")}
                 cases.append(case | cost)

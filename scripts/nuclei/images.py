@@ -51,7 +51,7 @@ def read_images(path: str | Path) -> Images:
     """
     if not str(path):
         raise InputError("data: no file named; add --data FILE.npz")
-    names, images, labels = _arrays(Path(path))
+    names, images, labels = read_arrays(Path(path), ("names", "images", "labels"))
     if images.ndim != 3 or images.dtype != np.uint8:
         raise InputError(f"{path}: images must be uint8 (N, H, W), got {images.dtype} {images.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
@@ -74,18 +74,23 @@ def read_images(path: str | Path) -> Images:
     return found
 
 
-def _arrays(path: Path) -> tuple[NDArray, NDArray, NDArray]:
+def read_arrays(path: Path, keys: tuple[str, ...]) -> list[NDArray]:
+    """Arrays of an .npz file by their names.
+
+    Raises:
+        InputError: the file cannot be read, or an array is missing.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in ("names", "images", "labels") if key not in file]
+            missing = [key for key in keys if key not in file]
             if missing:
-                raise InputError(f"{path}: holds no {', '.join(missing)}; it needs names, images and labels")
-            return file["names"], file["images"], file["labels"]
+                raise InputError(f"{path}: holds no {', '.join(missing)}; it needs {', '.join(keys)}")
+            return [file[key] for key in keys]
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file of arrays"
-        raise InputError(f"{path}: cannot be read ({reason}); name a file of names, images and labels") from None
+        raise InputError(f"{path}: cannot be read ({reason}); name an .npz file of {', '.join(keys)}") from None
 
 
 def instances(label: NDArray[np.int32], least: int = 1) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
@@ -102,7 +107,7 @@ def instances(label: NDArray[np.int32], least: int = 1) -> tuple[NDArray[np.bool
     masks = label[None] == values[counts >= least][:, None, None]
     boxes = np.zeros((len(masks), 4), np.float32)
     for row, mask in enumerate(masks):
-        y, x = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         boxes[row] = x[0], y[0], x[-1] + 1, y[-1] + 1
     return masks, boxes
 

@@ -19,7 +19,7 @@ Masks = NDArray[np.bool_]  # (n, H, W)
 def boundary(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
     """The pixels of a mask (H, W) within `pixels` of its edge (chessboard distance); the image's edge is one."""
     inside = np.zeros_like(mask)
-    y, x = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(y):
         place = (slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
         inside[place] = ndimage.binary_erosion(mask[place], np.ones((3, 3)), iterations=pixels)
@@ -42,6 +42,7 @@ class _Evaluation(COCOeval):
 
     def __init__(self, truth: COCO, found: COCO) -> None:
         super().__init__(truth, found, "segm")
+        self.evalImgs: list = []
         self.params.areaRng, self.params.areaRngLbl, self.params.maxDets = [[0, 1e10]], ["all"], [100]
 
     def precision_over(self, images: Sequence[int]) -> float:
@@ -106,10 +107,10 @@ def average_precision(
 
 def _dataset(masks: Sequence[Masks], scores: Sequence[NDArray] | None = None) -> COCO:
     """Masks of each image as pycocotools' data set; ids count from 1, in order."""
-    annotations = []
+    annotations: list[dict] = []
     for image, some in enumerate(masks):
         for row, mask in enumerate(some):
-            one = {"image_id": image, "category_id": 1, "id": len(annotations) + 1, "iscrowd": 0}
+            one: dict = {"image_id": image, "category_id": 1, "id": len(annotations) + 1, "iscrowd": 0}
             one |= {"segmentation": _encoded(mask), "area": int(mask.sum())}
             annotations.append(one | ({} if scores is None else {"score": float(scores[image][row])}))
     coco = COCO()

@@ -8,7 +8,8 @@ import yaml
 from vnet.core.config import ARMS, Config, flatten, known_keys, load_config, load_resolved, unflatten
 from vnet.core.errors import InputError
 
-CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
+FILES = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
+CONFIGS = [path for path in FILES if path.stem != "nuclei"]  # that one is of scripts/instances.py
 
 
 def write(folder: Path, **nested: object) -> str:

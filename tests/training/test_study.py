@@ -88,6 +88,8 @@ def test_committed_runs_stay_done() -> None:
     """Every run in results/ of a config with `study.keep` has the hash that the config gives it today."""
     runs = 0
     for path in sorted((ROOT / "configs").glob("*.yaml")):
+        if path.stem == "nuclei":  # of scripts/instances.py
+            continue
         if not load_config(["--config", str(path)]).study.keep:
             continue
         for config, _ in study_configs(["--config", str(path)]):
@@ -96,5 +98,5 @@ def test_committed_runs_stay_done() -> None:
                 info = json.loads((folder / "run.json").read_text())
                 assert config.hash(info["data_hash"]) == info["config_hash"], f"{folder} is no longer done"
                 runs += 1
-    found = [path for path in (ROOT / "results").rglob("cases.csv") if "evaluation" not in path.parts]
+    found = [path for path in (ROOT / "results").rglob("cases.csv") if not {"evaluation", "nuclei"} & set(path.parts)]
     assert runs == len(found) >= 6  # none belongs to an arm, fold or seed that no config names
