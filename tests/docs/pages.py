@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -68,3 +69,10 @@ def links(text: str) -> list[str]:
 def one_line(text: str) -> str:
     """A text with every run of white space as one space."""
     return " ".join(text.split())
+
+
+def execute(code: str) -> dict[str, Any]:
+    """The names that a block of Python leaves."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs", "exec"), names)
+    return names

@@ -12,14 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import torch
 
-from tests.docs.pages import README, ROOT, blocks, section, tables
+from tests.docs.pages import README, ROOT, blocks, execute, section, tables
 from vnet.data.phantoms.organs import PhantomKind, write_phantoms
 
 SHORT = {
@@ -108,13 +107,6 @@ def predictor_labels_the_scan(image: Path) -> None:
     assert names["doubt"].dtype == np.uint8
     assert names["doubt"].shape == written.shape
     np.testing.assert_allclose(names["probabilities"].sum(-1), 1, rtol=1e-2)
-
-
-def execute(code: str) -> dict[str, Any]:
-    """The names that a block of Python leaves."""
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs", "exec"), names)
-    return names
 
 
 def test_the_head_on_a_unet_learns() -> None:
