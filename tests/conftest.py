@@ -21,9 +21,19 @@ def decathlon_there() -> bool:
     return bool(root)
 
 
+def detection_there() -> bool:
+    """Whether torchvision imports: one for CUDA beside a torch for the CPU does not."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return find_spec("pycocotools") is not None
+
+
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "decathlon": (decathlon_there, f"DECATHLON_ROOT is not set (a folder with {TASK})"),
     "nnunet": (lambda: find_spec("nnunetv2") is not None, "the nnunet extra is not installed"),
+    "detection": (detection_there, "the detection extra is not installed (or PYTHONPATH=tests/torchvision_cpu is due)"),
 }
 
 

@@ -126,7 +126,7 @@ class PointRendRoIHeads(RoIHeads):
         generator: draws the training points; None is torch's global one.
 
     Raises:
-        ValueError: a detector without mask parts, or a point head of another number of classes.
+        ValueError: a class-agnostic point head of other than 2 classes.
     """
 
     def __init__(
@@ -141,8 +141,6 @@ class PointRendRoIHeads(RoIHeads):
         class_agnostic: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not heads.has_mask():
-            raise ValueError("the detector has no mask parts to replace; build a Mask R-CNN")
         super().__init__(
             heads.box_roi_pool,
             heads.box_head,
@@ -197,7 +195,12 @@ class PointRendRoIHeads(RoIHeads):
 
         Returns:
             The new heads, which `detector.roi_heads` now is.
+
+        Raises:
+            ValueError: a detector without mask parts.
         """
+        if not detector.roi_heads.has_mask():
+            raise ValueError("the detector has no mask parts to replace; build a Mask R-CNN")
         channels = detector.backbone.out_channels
         classes = _mask_classes(detector.roi_heads)
         point_rend = PointRend(

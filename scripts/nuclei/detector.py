@@ -13,6 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_inference, paste_masks_in_image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from pointrend.integrations.torchvision import PointRendRoIHeads
@@ -56,13 +57,19 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(4, outputs), nn.ReLU())
 
 
+class OwnPixels(GeneralizedRCNNTransform):
+    """torchvision's transform without its change of size (its own switch for that counts in training alone)."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Image and target as they are."""
+        return image, target
+
+
 def build_detector(config: Config) -> MaskRCNN:
     """The arm's Mask R-CNN, with weights drawn from torch's global generator."""
     channels = config.channels
     detector = MaskRCNN(
         Trunk(width=config.width, channels=channels),
-        image_mean=[0.2],
-        image_std=[0.25],
         rpn_anchor_generator=AnchorGenerator(((12, 24), (36, 48), (64, 96)), ((0.7, 1.0, 1.4),) * 3),
         rpn_pre_nms_top_n_train=300,
         rpn_pre_nms_top_n_test=300,
@@ -76,8 +83,8 @@ def build_detector(config: Config) -> MaskRCNN:
         mask_roi_pool=MultiScaleRoIAlign(LEVELS, 14, 2),
         mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(channels, channels, CLASSES),
-        _skip_resize=True,  # pixels are the image's own
     )
+    detector.transform = OwnPixels(1, 1, image_mean=[0.2], image_std=[0.25])
     if config.arm != "conv28":
         PointRendRoIHeads.replace(
             detector,
