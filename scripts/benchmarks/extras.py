@@ -17,7 +17,8 @@ from vnet.core.config import Config, load_config
 from vnet.core.hardware import set_threads
 from vnet.data.preprocessing import Channel, Preprocessing
 from vnet.data.volumes import Volume, volume_from_array
-from vnet.inference.segment import Member, Prediction, predict_together
+from vnet.inference.ensemble import Member, predict_together
+from vnet.inference.prediction import Prediction
 from vnet.model.segmenter import build_model
 
 CONFIG = "configs/hippocampus.yaml"

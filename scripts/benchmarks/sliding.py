@@ -27,6 +27,7 @@ from vnet.core.runs import open_run
 from vnet.data.phantoms.organs import write_phantoms
 from vnet.data.volumes import Volume, read_image, write_labels
 from vnet.inference import segment as inference
+from vnet.inference.ensemble import predict_volume, tile_size
 from vnet.model.checkpoints import load_model
 
 # working grid: half the voxels of the image along each axis
@@ -57,7 +58,7 @@ def ours(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
         setattr(inference, name, timed(getattr(inference, name), clock[stage]))
     opened, config = open_run(run, keys)
     trained = load_model(opened, config, "last")
-    return inference.predict_volume(trained.model, volume, trained.preprocessing, config).labels
+    return predict_volume(trained.model, volume, trained.preprocessing, config).labels
 
 
 def resampled(logits: torch.Tensor, size: Sequence[int]) -> np.ndarray:
@@ -84,7 +85,7 @@ def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.n
     with torch.inference_mode():
         logits = timed(sliding_window_inference, clock["tiles"])(
             image[None],
-            inference.tile_size(config),
+            tile_size(config),
             1,
             lambda tile: trained.model.network(tile).logits,
             overlap=config.inference.overlap,

@@ -18,9 +18,9 @@ from vnet.core.config import PointsConfig, load_config
 from vnet.core.errors import InputError
 from vnet.data.volumes import read_image
 from vnet.inference.label_files import predict_files
+from vnet.inference.mirroring import mirror_sets
 from vnet.inference.predictor import Predictor
 from vnet.inference.segment import segment, segment_together
-from vnet.inference.tiled_network import mirror_sets
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
 from vnet.model.network import VNetOutput
 from vnet.model.segmenter import Segmenter
@@ -97,7 +97,9 @@ def test_mirroring_a_symmetric_network_changes_nothing(
     torch.testing.assert_close(mirrored.coarse, plain.coarse)
     np.testing.assert_array_equal(mirrored.index, plain.index)
     np.testing.assert_array_equal(mirrored.labels, plain.labels)
-    np.testing.assert_allclose(mirrored.answer, plain.answer, atol=1e-4)  # points rounded on both sides
+    np.testing.assert_allclose(
+        mirrored.refined_uncertainty, plain.refined_uncertainty, atol=1e-4
+    )  # points rounded on both sides
     assert (plain.labels != plain.unrefined).any()
 
 
@@ -145,14 +147,14 @@ def test_each_head_answers_from_its_own_network_and_image() -> None:
     got = segment_together(pair, SIZE, patch=(16, 16, 16), **RULES)
     expected = (2 * noise(1) + noise(2)).flatten()[got.index]
     np.testing.assert_array_equal(got.labels.ravel()[got.index], (expected > 0).numpy())
-    np.testing.assert_allclose(got.answer, -np.abs(expected.numpy()) / 2, atol=1e-4)
+    np.testing.assert_allclose(got.refined_uncertainty, -np.abs(expected.numpy()) / 2, atol=1e-4)
 
 
 def test_heads_that_echo_leave_the_mean_as_it_is() -> None:
     """Averaging at points equals averaging on the grid, as it is logits that are averaged."""
     pair = [(model(Echo, scale=2.0), noise(1)), (model(Echo, slopes=(1, 2, 3)), noise(2))]
     got = segment_together(pair, (30, 28, 50), patch=(16, 16, 16), mirror=("y",), **RULES)
-    np.testing.assert_allclose(got.answer, got.uncertainty, atol=1e-5)
+    np.testing.assert_allclose(got.refined_uncertainty, got.uncertainty, atol=1e-5)
     sure = got.uncertainty < -1e-5
     np.testing.assert_array_equal(got.labels.ravel()[got.index[sure]], got.unrefined.ravel()[got.index[sure]])
 
@@ -163,7 +165,7 @@ def test_a_model_without_a_head_has_its_say() -> None:
     one = segment_together([sharp, (model(scale=3), noise(2))], SIZE, patch=(16, 16, 16), **RULES)
     two = segment_together([sharp, (model(Echo, scale=3), noise(2))], SIZE, patch=(16, 16, 16), **RULES)
     np.testing.assert_array_equal(one.labels, two.labels)
-    np.testing.assert_allclose(one.answer, two.answer, atol=1e-6)
+    np.testing.assert_allclose(one.refined_uncertainty, two.refined_uncertainty, atol=1e-6)
 
 
 # --- trained runs ----------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def test_a_run_twice_is_the_run(trained: Path, phantoms: Path) -> None:
     np.testing.assert_array_equal(one.labels, two.labels)
     np.testing.assert_array_equal(one.unrefined, two.unrefined)
     np.testing.assert_array_equal(one.index, two.index)
-    np.testing.assert_array_equal(one.answer, two.answer)
+    np.testing.assert_array_equal(one.refined_uncertainty, two.refined_uncertainty)
     np.testing.assert_array_equal(one.uncertainty_volume(), two.uncertainty_volume())
 
 

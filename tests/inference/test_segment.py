@@ -18,9 +18,10 @@ from vnet.core.errors import InputError
 from vnet.data.phantoms.organs import file_affine
 from vnet.data.preprocessing import Channel, Preprocessing
 from vnet.data.volumes import read_image, volume_from_array, write_labels
+from vnet.inference.ensemble import predict_volume
 from vnet.inference.label_files import list_inputs, predict_files
 from vnet.inference.predictor import Predictor
-from vnet.inference.segment import predict_volume, segment
+from vnet.inference.segment import segment
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
 from vnet.model.network import VNetOutput
 from vnet.model.segmenter import Segmenter, build_model
@@ -122,7 +123,7 @@ def test_a_margin_bounds_what_is_refined() -> None:
     image = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(4))
     model = known_model(2, head=True)
     got = segment(
-        model, image, (16, 16, 16), patch=(16, 16, 16), overlap=0, refine=True, refine_fraction=1.0, margin=0.1
+        model, image, (16, 16, 16), patch=(16, 16, 16), overlap=0, refine=True, refine_fraction=1.0, max_margin=0.1
     )
     assert 0 < len(got.index) < 4096
     assert (-got.uncertainty <= 0.1).all()

@@ -23,7 +23,8 @@ from vnet.data.preprocessing import Preprocessing
 from vnet.data.volumes import Volume, read_image, read_label
 from vnet.evaluation.metrics import METRICS, Labels, Row, case_metrics, dice_scores
 from vnet.evaluation.refinement import calibration_counts, refinement_rows
-from vnet.inference.segment import Prediction, predict_volume
+from vnet.inference.ensemble import predict_volume
+from vnet.inference.prediction import Prediction
 from vnet.model.segmenter import Segmenter
 
 # the first columns of cases.csv

@@ -13,8 +13,8 @@ from vnet.core.hardware import set_threads
 from vnet.core.progress import Bar
 from vnet.data.dataset import ENDINGS, stem
 from vnet.data.volumes import Volume, read_image, write_labels, write_scaled
+from vnet.inference.prediction import Prediction
 from vnet.inference.predictor import Predictor
-from vnet.inference.segment import Prediction
 
 # what can be saved of a case: the end of the file's name
 SAVED = {"labels": "", "uncertainty": "_uncertainty", "probabilities": "_probabilities"}

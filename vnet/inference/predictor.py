@@ -1,4 +1,4 @@
-"""Trained runs as a function of an image."""
+"""Trained runs as a function from images to labels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from vnet.core.config import Config
 from vnet.core.errors import InputError
 from vnet.core.runs import open_run
 from vnet.data.volumes import Volume, volume_from_array
-from vnet.inference.segment import Member, Prediction, predict_together, tile_size
+from vnet.inference.ensemble import Member, predict_together, tile_size
+from vnet.inference.prediction import Prediction
 from vnet.model.checkpoints import Trained, load_model
 
-# Folds plan their spacing on their own cases; networks see that much of a difference as another patient's size.
+# Folds plan their spacing on their own cases; to a network this much of a difference is a patient of another size.
 SPACING_TOLERANCE = 0.05
 
 
 class Predictor:
-    """A trained run, or several whose answers are averaged, as a function of an image.
+    """A trained run, or several whose logits are averaged, as a function from images to labels.
 
     Args:
-        runs: a run folder, or several of one task and grid (folds, seeds). How to predict (tiles, mirroring, share of
-            refined voxels) is told by the first.
+        runs: a run folder, or several of one task and grid (folds, seeds). The config of the first says how to
+            predict: tiles, mirroring, share of refined voxels.
         checkpoint: `last` or `best`.
         overrides: config keys as on the command line, for example ["--points.refine", "false"].
         device: where the networks run.
@@ -74,12 +75,12 @@ class Predictor:
         return volume.restore(self.predict(volume).labels)
 
     def uncertainty(self, image: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """(X, Y, Z) uint8: 255 where two classes tie, 0 where one is sure. Arguments as in a call."""
+        """(X, Y, Z) uint8: 255 where two classes tie, 0 where one is sure; arguments as of a call."""
         volume = volume_from_array(image, affine)
         return volume.restore(self.predict(volume).uncertainty_volume())
 
     def probabilities(self, image: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """(X, Y, Z, K) float32, the memory of K volumes. Arguments as in a call."""
+        """(X, Y, Z, K) float32, in the memory of K volumes; arguments as of a call."""
         volume = volume_from_array(image, affine)
         slabs = self.predict(volume, keep_logits=True).probability_slabs()
         classes = np.concatenate([part for _, _, part in slabs], axis=1)
@@ -87,7 +88,7 @@ class Predictor:
 
 
 def refuse_disagreement(runs: Sequence[tuple[Path, Config, Trained]]) -> None:
-    """Refuse runs that cannot be averaged, a line for each thing that differs from the first run."""
+    """Refuse runs that cannot be averaged, with a line for each property that differs from the first run."""
     kinds: list[tuple[Path, dict[str, list[Any]]]] = [
         (
             folder,

@@ -1,6 +1,6 @@
-"""Native-grid maps of how sure a prediction is, a few planes at a time, so that no float volume per class is needed.
+"""Maps of probability and uncertainty on the native grid, a few planes at a time: no float volume per class is made.
 
-Where the head was asked its logits count, elsewhere the up-sampled coarse ones.
+At refined voxels the logits of the head count, elsewhere the up-sampled coarse ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VALUES_AT_ONCE = 2**24  # of all classes in a slab
 def logit_slabs(
     coarse: Tensor, size: Sequence[int], extent: Sequence[float], *, values_at_once: int = VALUES_AT_ONCE
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """The up-sampled logits, planes first:last of the target at a time.
+    """Yield the up-sampled logits, planes first:last of the target at a time.
 
     Args:
         coarse: (K, d, h, w).
@@ -44,15 +44,15 @@ def logit_slabs(
 
 
 def uncertainty_volume(
-    coarse: Tensor, size: Sequence[int], extent: Sequence[float], index: np.ndarray, answer: np.ndarray
+    coarse: Tensor, size: Sequence[int], extent: Sequence[float], index: np.ndarray, refined_uncertainty: np.ndarray
 ) -> np.ndarray:
-    """How near the second-best class comes to the best.
+    """How near the second-best class is to the best.
 
     255 where two classes tie, falling to 0: 2 x 255 x the second's share of the softmax of the two best.
 
     Args:
-        index: (n,) flat indices of the voxels that a head was asked about.
-        answer: (n,) second best minus best logit of its answer there.
+        index: (n,) flat indices of the refined voxels.
+        refined_uncertainty: (n,) second best minus best logit of the head there.
 
     Returns:
         (D, H, W) uint8.
@@ -60,23 +60,23 @@ def uncertainty_volume(
     volume = np.empty(tuple(size), np.uint8)
     for first, last, logits in logit_slabs(coarse, size, extent):
         volume[first:last] = as_byte(uncertainty(logits[None])[0]).numpy()
-    volume.reshape(-1)[index] = as_byte(torch.from_numpy(answer)).numpy()
+    volume.reshape(-1)[index] = as_byte(torch.from_numpy(refined_uncertainty)).numpy()
     return volume
 
 
-def as_byte(doubt: Tensor) -> Tensor:
+def as_byte(margins: Tensor) -> Tensor:
     """Second best minus best logit, at most 0, as 0 to 255."""
-    return (510 * torch.sigmoid(doubt)).round().to(torch.uint8)
+    return (510 * torch.sigmoid(margins)).round().to(torch.uint8)
 
 
 def probability_slabs(
     coarse: Tensor, size: Sequence[int], extent: Sequence[float], index: np.ndarray, logits: Tensor
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Softmax over the classes, planes first:last of the target at a time.
+    """Yield the softmax over the classes, planes first:last of the target at a time.
 
     Args:
-        index: (n,) ascending flat indices of the voxels that a head was asked about.
-        logits: (K, n) its answer there.
+        index: (n,) ascending flat indices of the refined voxels.
+        logits: (K, n) of the head there.
 
     Yields:
         first, last, (K, last - first, H, W) float32.

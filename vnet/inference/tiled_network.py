@@ -1,27 +1,26 @@
-"""What a network sees of a volume: overlapping tiles, mirrored where that is asked for, and its answers there."""
+"""A network over the overlapping tiles of a volume: its coarse logits, and the logits of its head at points."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from pointrend.reading import best_class, sample_at
 from vnet.core.config import Axes
+from vnet.inference.mirroring import Mirror, mirrored, mirrored_box
 from vnet.inference.tiling import Blend, Box, TileGrid
 from vnet.model.segmenter import Segmenter
 
 POINTS_AT_ONCE = 65536
-Mirror = tuple[int, ...]  # spatial axes, 0 to 2
 
 
 class TiledNetwork:
-    """The network over tiles, mirrored too; features are kept while they fit, else computed again when asked for.
+    """The network over tiles, mirrored too; features are kept while they fit, else computed again when points are read.
 
-    Kept is the part of a tile that points are read from, and only where more than one class is seen: in a body scan
-    most tiles hold no surface.
+    Of a tile the part is kept that points are read from, and only where the tile holds more than one class: in a body
+    scan most tiles hold no surface.
 
     Args:
         image: (C, *canvas).
@@ -46,7 +45,7 @@ class TiledNetwork:
         """(1, C, *tile) of the canvas, mirrored, on the model's device."""
         here = (slice(start, start + n) for start, n in zip(self.corners[number], self.grid.tile, strict=True))
         device = next(self.model.parameters()).device
-        return flipped(self.image[(slice(None), *here)], mirror)[None].to(device)
+        return mirrored(self.image[(slice(None), *here)], mirror)[None].to(device)
 
     def logits(self, number: int) -> Tensor:
         """(K, d, h, w) coarse logits of a tile, the mean over the mirrors."""
@@ -55,7 +54,7 @@ class TiledNetwork:
             logits, features = self.model.predict(self.tile(number, mirror))
             if features and self.budget > 0 and shows_surface(logits):
                 self.keep(number, mirror, features)
-            one = flipped(logits[0], mirror)
+            one = mirrored(logits[0], mirror)
             total = one if total is None else total + one
         assert total is not None  # () is among the mirrors
         return total if len(self.mirrors) == 1 else total / len(self.mirrors)
@@ -77,11 +76,11 @@ class TiledNetwork:
         return d, h, w
 
     def read(self, number: int, mirror: Mirror, points: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """What the head reads of a mirrored tile, for points (N, 3) of the canvas's unit cube that are nearest to it.
+        """What the head reads of a mirrored tile, at points (N, 3) of the canvas's unit cube that are nearest to it.
 
         Returns:
             The points (1, N, 3) in the unit cube of a box of the tile, features (1, C, ...) and image (1, C, ...)
-            of that box; a tile is read once.
+            of that box. A tile is read once: kept features are dropped.
         """
         image = self.tile(number, mirror)
         box: Box = (slice(0, image.shape[2]), slice(0, image.shape[3]), slice(0, image.shape[4]))
@@ -97,17 +96,17 @@ class TiledNetwork:
     def coarse(self) -> Tensor:
         """(K, d, h, w) logits on the coarse grid of the canvas, blended where tiles overlap."""
         if len(self.corners) == 1:
-            return self.logits(0)  # nothing to blend: the very logits of the network
+            return self.logits(0)  # nothing to blend
         network = self.model.network
         blend = Blend(classes=network.logits.out_channels, grid=self.grid, stride=network.output_stride)
         for number, corner in enumerate(self.corners):
             blend.add(self.logits(number), corner)
         return blend.result()
 
-    def answers(self, number: int, points: Tensor, coarse: Tensor) -> Tensor:
+    def logits_at(self, number: int, points: Tensor, coarse: Tensor) -> Tensor:
         """(K, N) logits of the head at points read from a tile, the mean over the mirrors.
 
-        A model without a head answers with its coarse logits.
+        A model without a head gives its coarse logits.
 
         Args:
             points: (N, 3) in the unit cube of the canvas, nearest to this tile.
@@ -139,35 +138,15 @@ def cut(volume: Tensor, box: Box, strides: Axes) -> Tensor:
     return volume[:, :, z, y, x]
 
 
-def flipped(volume: Tensor, mirror: Mirror) -> Tensor:
-    """(C, D, H, W) mirrored along spatial axes."""
-    return volume.flip([axis + 1 for axis in mirror]) if mirror else volume
-
-
-def mirrored_box(box: Box, tile: Axes, mirror: Mirror) -> Box:
-    """Where a box of a tile lies in the mirrored tile."""
-    z, y, x = (
-        slice(n - part.stop, n - part.start) if axis in mirror else part
-        for axis, (part, n) in enumerate(zip(box, tile, strict=True))
-    )
-    return z, y, x
-
-
-def mirror_sets(axes: Sequence[str]) -> list[Mirror]:
-    """Every set of the named axes, as numbers: () first, 2^n in all."""
-    places = ["zyx".index(axis) for axis in axes]
-    return [some for n in range(len(places) + 1) for some in combinations(places, n)]
-
-
-def mean_logits(views: Sequence[TiledNetwork], *, keep: bool) -> tuple[list[Tensor], Tensor]:
-    """Each model's coarse logits (none where they are not to be kept), and their mean."""
-    if len(views) == 1:
-        only = views[0].coarse()
+def mean_logits(networks: Sequence[TiledNetwork], *, keep: bool) -> tuple[list[Tensor], Tensor]:
+    """The coarse logits of each model (none unless `keep`), and their mean."""
+    if len(networks) == 1:
+        only = networks[0].coarse()
         return [only], only
     own, total = [], None
-    for view in views:
-        one = view.coarse()
+    for network in networks:
+        one = network.coarse()
         total = one.clone() if total is None else total.add_(one.to(total.device))
         own += [one] if keep else []
     assert total is not None
-    return own, total.div_(len(views))
+    return own, total.div_(len(networks))

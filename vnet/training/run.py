@@ -17,7 +17,7 @@ from vnet.core.runs import Run, finished_hash
 from vnet.data.dataset import Dataset
 from vnet.data.prepared import PreparedData, prepare_data
 from vnet.evaluation.scores import Scores
-from vnet.inference.segment import tile_size
+from vnet.inference.ensemble import tile_size
 from vnet.model.checkpoints import start_from
 from vnet.model.profiling import count_multiply_adds, count_parameters
 from vnet.model.segmenter import build_model, refuse_beyond_memory

@@ -1,0 +1,70 @@
+"""Segment volumes with one trained model, or several averaged, as a config says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vnet.core.config import Axes, Config, cumulative_strides
+from vnet.data.preprocessing import Preprocessing
+from vnet.data.volumes import Volume
+from vnet.inference.components import clean_components
+from vnet.inference.prediction import Prediction
+from vnet.inference.segment import segment_together
+from vnet.model.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained model and how its images are prepared."""
+
+    model: Segmenter
+    preprocessing: Preprocessing
+
+
+def predict_volume(model: Segmenter, volume: Volume, preprocessing: Preprocessing, config: Config) -> Prediction:
+    """Segment a volume as read from disk, on its own grid."""
+    return predict_together([Member(model, preprocessing)], volume, config)
+
+
+def predict_together(
+    members: Sequence[Member], volume: Volume, config: Config, *, keep_logits: bool = False
+) -> Prediction:
+    """`predict_volume` of an ensemble; the working grid is that of the first member.
+
+    Args:
+        keep_logits: keep the logits of the heads, which probabilities need.
+    """
+    spacing_mm = members[0].preprocessing.spacing_mm
+    prepared: dict[Preprocessing, Tensor] = {}
+    for member in members:
+        own = replace(member.preprocessing, spacing_mm=spacing_mm)
+        if own not in prepared:
+            prepared[own] = torch.from_numpy(np.ascontiguousarray(own.apply(volume)))
+    images = [prepared[replace(member.preprocessing, spacing_mm=spacing_mm)] for member in members]
+    prediction = segment_together(
+        [(member.model, image) for member, image in zip(members, images, strict=True)],
+        volume.array.shape[1:],
+        patch=tile_size(config),
+        overlap=config.inference.overlap,
+        refine=config.points.refine,
+        refine_fraction=config.points.refine_fraction,
+        max_margin=config.points.max_margin,
+        mirror=config.inference.mirror,
+        keep_logits=keep_logits,
+    )
+    rules = config.inference
+    for labels in (prediction.labels, prediction.unrefined)[: 2 if prediction.refined else 1]:
+        clean_components(labels, volume.spacing_mm, largest=rules.largest_component, min_mm3=rules.min_component_mm3)
+    return prediction
+
+
+def tile_size(config: Config) -> Axes:
+    """The training patch, grown to the size that the network would pad it to."""
+    total = cumulative_strides(config.network.strides)[-1]
+    d, h, w = (-(-n // s) * s for n, s in zip(config.training.patch, total, strict=True))
+    return d, h, w
