@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointrend.coordinates import extent_centres, interpolation_table
-from pointrend.reading import best_class, sample_at, uncertainty
+from pointrend.reading import best_class, interpolate_at, uncertainty
 from pointrend.uncertain import uncertain_voxels
 
 VOXELS_AT_ONCE = 1 << 18  # whose logits are interpolated at once
@@ -112,7 +112,7 @@ class Field:
 
     def at(self, index: Tensor, size: Sequence[int]) -> Tensor:
         """(K, N) float32 logits at voxels (N,) of a grid over the extent."""
-        logits = sample_at(self.coarse[None], extent_centres(index, size, self.extent)[None])[0].float()
+        logits = interpolate_at(self.coarse[None], extent_centres(index, size, self.extent)[None])[0].float()
         for change in self.changes:
             logits = logits + change.at(index, size)
         return logits

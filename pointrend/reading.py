@@ -29,14 +29,21 @@ def sample_at(volume: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         (B, C, N), dtype and device of `volume`.
 
     Raises:
-        ValueError: `points` is not (B, N, ndim) for this volume, or `mode` is another word.
+        ValueError: `points` is not (B, N, ndim) for this volume or holds NaN, or `mode` is another word.
         TypeError: "bilinear" of integers.
     """
     check_points(volume, points)
+    if not traced() and has_nan(points):
+        raise ValueError("points must be numbers, got NaN")
     if mode == "nearest":
         return read_voxels(volume, flat_index(points, volume.shape[2:]))
     if mode != "bilinear":
         raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}")
+    return interpolate_at(volume, points)
+
+
+def interpolate_at(volume: Tensor, points: Tensor) -> Tensor:
+    """As `sample_at`, for points that are known to fit and to hold no NaN: looking for NaN waits for a GPU."""
     if not volume.is_floating_point():
         raise TypeError(f"bilinear sampling needs a floating-point volume, got {volume.dtype}")
     if not (len(volume) and points.shape[1] and volume.shape[1]):
@@ -88,10 +95,10 @@ def read_at(volume: Tensor, points: Tensor, grid: Sequence[int] | None = None) -
     Returns:
         (B, C, N), dtype of `volume`.
     """
+    check_points(volume, points)
     if grid is not None and tuple(grid) == tuple(volume.shape[2:]):
-        check_points(volume, points)
         return read_voxels(volume, flat_index(points, grid))
-    return sample_at(volume, points)
+    return interpolate_at(volume, points)
 
 
 def uncertainty(logits: Tensor) -> Tensor:
@@ -134,6 +141,11 @@ def best_class(logits: Tensor) -> Tensor:
         label = label.masked_fill_(one > best, k)
         best = torch.maximum(best, one)
     return label
+
+
+def has_nan(points: Tensor) -> bool:
+    """Whether any coordinate is NaN; a minimum passes NaN on, in one pass over the points."""
+    return points.numel() > 0 and math.isnan(float(points.detach().amin()))
 
 
 def check_points(volume: Tensor, points: Tensor) -> None:

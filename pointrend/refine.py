@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pointrend._kernels.threads import traced
 from pointrend.boxes import Boxes
 from pointrend.coordinates import check_extent, extent_centres, voxel_centres
 from pointrend.head import PointHead
-from pointrend.reading import read_at, sample_at
+from pointrend.inputs import WINDOW, HeadInputs
+from pointrend.losses import point_losses
+from pointrend.reading import has_nan, interpolate_at, read_at
 from pointrend.roi import BoxRefinement, box_training_logits, refine_boxes
-from pointrend.sampling import PointSampling, training_voxels
+from pointrend.sampling import PointSampling, check_labels, training_voxels
 from pointrend.subdivision import Refinement, subdivide
-from pointrend.windows import read_window
 
 
 class PointRend(nn.Module):
     """A point head for any network that gives coarse logits (PointRend, arXiv 1912.08193), in 2D and 3D.
 
-    Coarse logits, features and image may have any strides: all fill the same unit cube.
+    Coarse logits, features and image may have any strides: all fill the same unit cube. The defaults are the head that
+    did best on volumes: 3x3x3 voxels of the image around each point, points drawn by uncertainty alone, cross-entropy
+    and Dice at the points. `PointRend.paper` is the head of the paper. `PointRend.from_example` reads the channels off
+    one batch.
 
     Args:
         classes: K, at least 2; a binary task has 2.
         features: channels by name of the feature maps that the head reads, in this order.
-        image_channels: channels of the image, if the head also reads the image at the point; 0 if not.
+        image_channels: channels of the image, if the head also reads the image around the point; 0 if not.
         width: channels of the head's hidden layers.
         layers: hidden layers.
         frequencies: octaves of a Fourier code of the position; 0 for none. See `PointHead`.
         windows: by name of a feature map, or `image`: the voxels per axis, odd, that the head reads around a point.
-            A map that is not named is read at the point alone.
+            A map that is not named is read at the point alone. None reads 3 of the image; feature maps on the image's
+            grid should be named too, as `from_example` does.
         ndim: spatial axes, 2 or 3; it matters with `frequencies` and `windows` alone.
-        sampling: how the loss draws its points.
+        sampling: how the loss draws its points; None is `PointSampling()`.
+        dice_weight: weight of the Dice loss beside the cross-entropy in `loss`, at least 0.
 
     Raises:
         ValueError: a number out of range, or a window of something that the head does not read.
@@ -52,24 +58,79 @@ class PointRend(nn.Module):
         windows: Mapping[str, int] | None = None,
         ndim: int = 3,
         sampling: PointSampling | None = None,
+        dice_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.sampling = PointSampling() if sampling is None else sampling
-        self.classes, self.feature_names, self.image_channels = classes, tuple(features), image_channels
-        channels = [*features.values(), *([image_channels] if image_channels else [])]
-        names = [*features, *(["image"] if image_channels else [])]
-        self.windows = [(windows or {}).get(name, 1) for name in names]
-        unknown = [name for name in windows or {} if name not in names]
-        if unknown or not all(size >= 1 and size % 2 for size in self.windows):
-            raise ValueError(f"windows must hold odd sizes of {names}, got {dict(windows or {})}")
+        if not dice_weight >= 0:
+            raise ValueError(f"dice_weight must be at least 0, got {dice_weight}")
+        quotas = self.sampling.quotas
+        if quotas is not None and len(quotas) != classes:
+            raise ValueError(f"quotas must be one share per class, {classes} here, got {tuple(quotas)}")
+        self.classes, self.dice_weight = classes, dice_weight
+        self.inputs = HeadInputs.of(features, image_channels, windows)
         self.head = PointHead(
             classes=classes,
-            features=sum(n * size**ndim for n, size in zip(channels, self.windows, strict=True)),
+            features=self.inputs.width(ndim),
             width=width,
             layers=layers,
             frequencies=frequencies,
             ndim=ndim,
         )
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the feature maps that the head reads."""
+        return self.inputs.feature_names
+
+    @classmethod
+    def paper(cls, *, classes: int, features: Mapping[str, int], num_points: int = 2048, **options: Any) -> PointRend:
+        """The head, points and loss of the paper (arXiv 1912.08193, sections 3 and 4.1).
+
+        The head has 3 hidden layers of 256 channels and reads every map at the point alone. Three quarters of the
+        points are the most uncertain of three times as many. The loss is the cross-entropy.
+
+        Args:
+            classes: as for the constructor.
+            features: as for the constructor.
+            num_points: N, points per sample.
+            options: further arguments of the constructor, which go before the paper's.
+        """
+        usual: dict[str, Any] = {
+            "width": 256,
+            "layers": 3,
+            "windows": {},
+            "sampling": PointSampling.paper(num_points=num_points),
+            "dice_weight": 0.0,
+        }
+        return cls(classes=classes, features=features, **usual | options)
+
+    @classmethod
+    def from_example(
+        cls, coarse: Tensor, features: Mapping[str, Tensor], image: Tensor | None = None, **options: Any
+    ) -> PointRend:
+        """A head for the network that gave these tensors: classes, channels and axes are theirs.
+
+        The image, and every feature map of the image's size, is read in windows of 3 voxels per axis.
+
+        Args:
+            coarse: (B, K, *coarse) logits of any batch.
+            features: (B, C, *spatial) by name, all of them to be read.
+            image: (B, C, *spatial), if the head shall read it.
+            options: further arguments of the constructor, which go before these.
+        """
+        windows = {}
+        if image is not None:
+            windows = {name: WINDOW for name, maps in features.items() if maps.shape[2:] == image.shape[2:]}
+            windows["image"] = WINDOW
+        read: dict[str, Any] = {
+            "classes": coarse.shape[1],
+            "features": {name: maps.shape[1] for name, maps in features.items()},
+            "image_channels": 0 if image is None else image.shape[1],
+            "windows": windows,
+            "ndim": coarse.ndim - 2,
+        }
+        return cls(**read | options)
 
     def predict_points(
         self,
@@ -94,13 +155,14 @@ class PointRend(nn.Module):
             (B, K, N) in the dtype of `coarse`.
 
         Raises:
-            ValueError: a feature map or the image is missing or has other channels.
+            ValueError: a feature map or the image is missing or has another shape, NaN points (looked for on the CPU
+                alone: elsewhere the check would wait for the device).
         """
-        volumes = self._volumes(features, image)
-        read = zip(volumes, self.windows, strict=True)
-        fine = [read_window(volume, points, window, grid).to(coarse.dtype) for volume, window in read]
-        joined = torch.cat(fine, dim=1) if fine else coarse[:, :0]
-        return self.head(joined, coarse, points)
+        if coarse.shape[1] != self.classes:
+            raise ValueError(f"coarse must have {self.classes} classes, got {tuple(coarse.shape)}")
+        if points.device.type == "cpu" and not traced() and has_nan(points):
+            raise ValueError("points must be numbers, got NaN")
+        return self.head(self.inputs.read(points, features, image, grid, coarse.dtype), coarse, points)
 
     def training_logits(
         self,
@@ -126,12 +188,18 @@ class PointRend(nn.Module):
         Returns:
             Points (B, N, ndim) in the unit cube, logits (B, K, N) with gradient, labels (B, N) int64; with boxes R in
             place of B, and of K the logits that compete.
+
+        Raises:
+            TypeError: labels that are not integers.
+            ValueError: shapes that disagree.
         """
         if boxes is not None:
+            check_labels(labels, coarse, rows=None)
             if generators is not None and len(generators) != 1:
                 raise ValueError(f"generators must be one for all boxes, got {len(generators)}")
             one = None if generators is None else generators[0]
             return box_training_logits(self, coarse, features, image, labels, boxes, generator=one)
+        check_labels(labels, coarse, rows=len(coarse))
         size = tuple(labels.shape[1:])
         index = training_voxels(coarse.detach(), size, self.sampling, labels=labels, generators=generators)
         points = voxel_centres(index, size)
@@ -148,19 +216,17 @@ class PointRend(nn.Module):
         generators: Sequence[torch.Generator] | None = None,
         boxes: Boxes | None = None,
     ) -> Tensor:
-        """Cross-entropy at training points: the mean over the points of each sample (or box), then over samples.
+        """Cross-entropy plus `dice_weight` times the Dice loss at training points, means over samples (or boxes).
 
         Samples weigh the same, so that the mean over several processes of equal batches is the loss of one. Arguments
-        are those of `training_logits`.
+        and errors are those of `training_logits`, the terms those of `pointrend.losses.point_losses`.
 
         Returns:
             A scalar; 0, with a gradient, where every voxel is ignored or no point is drawn.
         """
         _, logits, truth = self.training_logits(coarse, features, image, labels, generators=generators, boxes=boxes)
-        # ignored voxels are drawn only where a sample holds nothing else: the sum over N is each sample's mean, or 0
-        no_label = -100 if self.sampling.ignore is None else self.sampling.ignore
-        total = F.cross_entropy(logits.float(), truth, ignore_index=no_label, reduction="sum")
-        return total / max(truth.numel(), 1)
+        cross_entropy, dice = point_losses(logits, truth, self.sampling.ignore)
+        return cross_entropy + self.dice_weight * dice
 
     @overload
     def refine(
@@ -256,12 +322,11 @@ class PointRend(nn.Module):
             )
         shares = check_extent(extent, coarse.ndim - 2)
         whole = all(share == 1 for share in shares)
-        maps = {name: features[name] for name in self.feature_names if name in features}
 
         def logits_at(sample: int, index: Tensor, grid: tuple[int, ...]) -> Tensor:
             points = extent_centres(index, grid, shares)[None]
-            at_points = sample_at(coarse[sample, None], points)
-            own = {name: volume[sample, None] for name, volume in maps.items()}
+            at_points = interpolate_at(coarse[sample, None], points)
+            own = {name: features[name][sample, None] for name in self.feature_names if name in features}
             picture = None if image is None else image[sample, None]
             return self.predict_points(points, at_points, own, picture, grid=grid if whole else None)[0]
 
@@ -276,16 +341,3 @@ class PointRend(nn.Module):
             chunk=chunk,
             check=check,
         )
-
-    def _volumes(self, features: Mapping[str, Tensor], image: Tensor | None) -> list[Tensor]:
-        missing = [name for name in self.feature_names if name not in features]
-        if missing:
-            raise ValueError(f"features must hold {self.feature_names}, {missing} missing from {sorted(features)}")
-        volumes = [features[name] for name in self.feature_names]
-        if self.image_channels:
-            if image is None:
-                raise ValueError("image must be given to a head with image_channels, got None")
-            if image.shape[1] != self.image_channels:
-                raise ValueError(f"image must have {self.image_channels} channels, got {image.shape[1]}")
-            volumes.append(image)
-        return volumes

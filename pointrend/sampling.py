@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pointrend.coordinates import check_size, voxel_centres
-from pointrend.reading import sample_at, uncertainty
+from pointrend.reading import interpolate_at, uncertainty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class PointSampling:
     """
 
     num_points: int = 2048
-    oversample_ratio: float = 3.0
-    importance_ratio: float = 0.75
+    oversample_ratio: float = 10.0
+    importance_ratio: float = 1.0
     quotas: tuple[float, ...] | None = None
     ignore: int | None = None
 
@@ -47,6 +47,11 @@ class PointSampling:
         shares = self.quotas or ()
         if not all(share >= 0 for share in shares) or not math.fsum(shares) <= 1 + 1e-9:
             raise ValueError(f"quotas must be shares of at least 0 and of sum at most 1, got {tuple(shares)}")
+
+    @classmethod
+    def paper(cls, *, num_points: int) -> PointSampling:
+        """N points as in the paper: k = 3 and beta = 0.75 (arXiv 1912.08193, section 4.1)."""
+        return cls(num_points=num_points, oversample_ratio=3.0, importance_ratio=0.75)
 
     @property
     def needs_labels(self) -> bool:
@@ -146,8 +151,24 @@ def _most_uncertain(logits: Tensor, candidates: Tensor, size: Sequence[int], cou
     if count == 0:
         return candidates[:0]
     # uncertainty after interpolation: -1 and +1 neighbours are sure of themselves, the zero crossing between is not
-    doubt = uncertainty(sample_at(logits, voxel_centres(candidates, size)[None]))[0]
+    doubt = uncertainty(interpolate_at(logits, voxel_centres(candidates, size)[None]))[0]
     return candidates[doubt.topk(count, sorted=False).indices]
+
+
+def check_labels(labels: Tensor, logits: Tensor, *, rows: int | None) -> None:
+    """Refuse labels that are not integers (rows, *size) for logits (B, K, *coarse); None takes any number of rows.
+
+    Raises:
+        TypeError: labels that are not integers.
+        ValueError: another shape.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be integers, got {labels.dtype}; use labels.long()")
+    due = f"({'B' if rows is None else rows}, {', '.join('DHW'[-(logits.ndim - 2) :])})"
+    if labels.ndim == logits.ndim and labels.shape[1] == 1:
+        raise ValueError(f"labels must be {due}, without a channel axis, got {tuple(labels.shape)}; use labels[:, 0]")
+    if labels.ndim != logits.ndim - 1 or (rows is not None and len(labels) != rows):
+        raise ValueError(f"labels must be {due}, got {tuple(labels.shape)}")
 
 
 def _check(logits: Tensor, size: Sequence[int], sampling: PointSampling, labels: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pointrend._kernels.threads import traced
 from pointrend.coordinates import flat_index
-from pointrend.reading import check_points, read_at, read_voxels, sample_at
+from pointrend.reading import check_points, interpolate_at, read_at, read_voxels
 
 
 def read_window(volume: Tensor, points: Tensor, window: int, grid: Sequence[int] | None = None) -> Tensor:
@@ -42,7 +42,7 @@ def read_window(volume: Tensor, points: Tensor, window: int, grid: Sequence[int]
     if grid is not None and tuple(grid) == size:
         return _around_voxels(volume, flat_index(points, size), window)
     shifted = points[:, :, None] + _offsets(window, points) / points.new_tensor(size)  # (B, N, window^ndim, ndim)
-    values = sample_at(volume, shifted.transpose(1, 2).flatten(1, 2))
+    values = interpolate_at(volume, shifted.transpose(1, 2).flatten(1, 2))
     return values.unflatten(2, (window ** len(size), points.shape[1])).flatten(1, 2)
 
 

@@ -29,7 +29,7 @@ from pointrend.refine import PointRend
 from pointrend.roi import Boxes, BoxRefinement, box_training_logits, refine_boxes, roi_align
 from pointrend.sampling import PointSampling
 
-PAPER_SAMPLING = PointSampling(num_points=14 * 14)  # per box, with the paper's k and beta
+PAPER_SAMPLING = PointSampling.paper(num_points=14 * 14)  # per box, with the paper's k and beta
 PAPER_POINTS = 28 * 28  # asked about per box in prediction
 
 

@@ -91,7 +91,7 @@ def build_detector(config: Config) -> MaskRCNN:
             coarse_size=7 if config.arm == "pointrend7" else None,
             coarse_width=config.coarse_width,
             width=config.head_width,
-            sampling=PointSampling(num_points=config.num_points),
+            sampling=PointSampling.paper(num_points=config.num_points),
             num_points=config.refine_points,
         )
     return detector

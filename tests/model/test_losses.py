@@ -7,7 +7,8 @@ import torch
 from monai.losses import DiceLoss
 from torch.nn import functional as F
 
-from vnet.model.losses import negative_log_likelihood, segmentation_terms, soft_dice_loss
+from pointrend.losses import soft_dice_loss
+from vnet.model.losses import negative_log_likelihood, segmentation_terms
 
 
 def test_dice_of_a_perfect_and_of_a_wrong_answer() -> None:

@@ -1,6 +1,7 @@
 """Taps on networks: which features they give, and what they refuse."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -52,3 +53,59 @@ def test_unknown_and_unused_modules_are_refused():
         taps(Two(), {"fine": "third"})
     with pytest.raises(TypeError, match=r"'unused' must return a tensor to be tapped, it gave nothing"):
         taps(Two(), {"fine": "unused"})(torch.randn(1, 1, 4, 4))
+
+
+MODES = {"training": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+
+
+def shift(inplace):
+    """A network of one convolution, whose output is what the bias says, and a ReLU."""
+    model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.ReLU(inplace=inplace))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias[:] = torch.tensor([-2.37, 1.5])
+    return model
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("inplace", [True, False])
+def test_features_before_a_module_that_works_in_place_are_the_module_s_own(mode, inplace):
+    with MODES[mode]():
+        output, features = taps(shift(inplace), {"fine": "0", "last": "1"})(torch.ones(1, 1, 3, 4, 5))
+    assert features["fine"][0, :, 2, 3, 4].tolist() == pytest.approx([-2.37, 1.5])
+    assert output[0, :, 2, 3, 4].tolist() == features["last"][0, :, 2, 3, 4].tolist() == [0.0, 1.5]
+
+
+def test_features_before_a_module_that_works_in_place_have_a_gradient():
+    model = shift(True)
+    output, features = taps(model, {"fine": "0"})(torch.ones(1, 1, 3, 4, 5))
+    (features["fine"].sum() + 10 * output.sum()).backward()
+    assert model[0].bias.grad.tolist() == [60.0, 660.0]  # the ReLU stops the first channel of the output
+
+
+class Overwrites(nn.Module):
+    """Works in place without a module that says so, on a view of the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+
+    def forward(self, x):
+        first = self.first(x)
+        first.flatten(2).clamp_(min=0.5)
+        return first * 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_features_that_are_overwritten_otherwise_are_refused(mode):
+    tapped = taps(Overwrites(), {"fine": "first"})
+    with MODES[mode](), pytest.raises(RuntimeError, match=r"'first' was overwritten in place .* tap a later module"):
+        tapped(torch.randn(1, 1, 30, 40))
+    assert not tapped.model.first._forward_hooks
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_features_that_hold_nan_are_given_as_they_are(mode):
+    with MODES[mode]():
+        _, features = taps(shift(True), {"fine": "0"})(torch.full((1, 1, 2, 2, 2), math.nan))
+    assert features["fine"].isnan().all()

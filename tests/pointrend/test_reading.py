@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pointrend._kernels import threads as _threads
 from pointrend.coordinates import voxel_centres
-from pointrend.reading import best_class, read_at, sample_at, uncertainty
+from pointrend.reading import best_class, interpolate_at, read_at, sample_at, uncertainty
 
 
 def centres(n):
@@ -98,9 +98,20 @@ def test_points_that_want_a_gradient_get_it():
     assert torch.autograd.grad(sample_at(volume, points).sum(), points)[0].abs().sum() > 0
 
 
-def test_points_that_are_not_numbers_read_nothing_outside():
-    points = torch.tensor([[[math.nan, 0.5], [math.inf, 0.5], [-math.inf, 0.5]]])
-    assert sample_at(torch.ones(1, 1, 3, 4), points)[0, 0].tolist() == [1.0, 1.0, 1.0]
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_points_that_are_not_numbers_are_refused(mode):
+    points = torch.full((2, 5, 2), 0.5)
+    points[1, 3, 1] = math.nan
+    with pytest.raises(ValueError, match="points must be numbers, got NaN"):
+        sample_at(torch.ones(2, 1, 3, 4), points, mode)
+
+
+def test_points_at_infinity_read_the_border_and_none_reads_outside():
+    ramp = torch.arange(12.0).view(1, 1, 3, 4)
+    points = torch.tensor([[[math.inf, 0.5], [-math.inf, 0.5], [0.5, 9e9]]])
+    assert sample_at(ramp, points)[0, 0].tolist() == [9.5, 1.5, 7.0]
+    points[:] = math.nan  # past the check: the compiled loop stays within the volume
+    assert interpolate_at(torch.ones(1, 1, 3, 4), points)[0, 0].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_border_is_not_pulled_to_zero():

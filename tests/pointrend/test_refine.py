@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pointrend import PointRend
 from pointrend.coordinates import flat_index, voxel_centres
 from pointrend.field import Change, Field
+from pointrend.losses import point_losses
 from pointrend.reading import sample_at, uncertainty
 from pointrend.sampling import PointSampling
 from pointrend.subdivision import step_sizes
@@ -46,7 +47,14 @@ def upsample(logits, size):
 
 def a_model(ndim=3, **options):
     torch.manual_seed(0)
-    usual = {"classes": 3, "features": {"fine": 4, "deep": 5}, "image_channels": 2, "width": 8, "ndim": ndim}
+    usual = {
+        "classes": 3,
+        "features": {"fine": 4, "deep": 5},
+        "image_channels": 2,
+        "width": 8,
+        "windows": {},
+        "ndim": ndim,
+    }
     model = PointRend(**usual | options)
     nn.init.normal_(model.head.logits.weight)
     return model
@@ -125,24 +133,96 @@ def test_missing_features_and_images_are_named():
         model.predict_points(points, sample_at(coarse, points), {"fine": features["fine"]}, image)
     with pytest.raises(ValueError, match="image must be given to a head with image_channels, got None"):
         model.predict_points(points, sample_at(coarse, points), features)
-    with pytest.raises(ValueError, match="image must have 2 channels, got 1"):
+    with pytest.raises(ValueError, match=r"image must have 2 channels, \(2, 2, D, H, W\), got \(2, 1, 6, 8, 10\)"):
         model.predict_points(points, sample_at(coarse, points), features, image[:, :1])
     wrong = {**features, "deep": torch.randn(2, 6, 3, 4, 5)}
-    with pytest.raises(ValueError, match="must have 11 and 3 channels, got 12 and 3"):
+    with pytest.raises(
+        ValueError, match=r"features\['deep'\] must have 5 channels, \(2, 5, D, H, W\), got \(2, 6, 3, "
+    ):
         model.predict_points(points, sample_at(coarse, points), wrong, image)
+    with pytest.raises(ValueError, match=r"coarse must have 3 classes, got \(2, 2, 9\)"):
+        model.predict_points(points, sample_at(coarse, points)[:, :2], features, image)
+    with pytest.raises(ValueError, match="points must be numbers, got NaN"):
+        model.predict_points(points * math.nan, sample_at(coarse, points), features, image)
+
+
+def test_labels_that_are_no_labels_are_refused():
+    coarse, features, image = a_batch()
+    model = a_model()
+    with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32; use labels.long\(\)"):
+        model.loss(coarse, features, image, torch.zeros(2, 6, 8, 10))
+    one_channel = torch.zeros(2, 1, 6, 8, 10, dtype=torch.int64)
+    with pytest.raises(
+        ValueError,
+        match=r"labels must be \(2, D, H, W\), without a channel axis, got \(2, 1, 6, 8, 10\); use labels\[:, 0\]",
+    ):
+        model.loss(coarse, features, image, one_channel)
+    with pytest.raises(ValueError, match=r"labels must be \(2, D, H, W\), got \(1, 6, 8, 10\)"):
+        model.loss(coarse, features, image, one_channel[:1, 0])
+    with pytest.raises(ValueError, match=r"labels must be \(2, D, H, W\), got \(2, 8, 10\)"):
+        model.loss(coarse, features, image, one_channel[:, 0, 0])
+    with pytest.raises(ValueError, match=r"labels must be \(2, H, W\), without a channel axis, got \(2, 1, 8, 10\)"):
+        model.loss(coarse[:, :, 0], features, image, one_channel[:, :, 0])
+
+
+# ---- the two heads
+
+
+def test_the_default_reads_windows_of_the_image_and_trains_on_cross_entropy_and_dice():
+    model = PointRend(classes=3, features={"fine": 4}, image_channels=2)
+    assert model.head.features == 4 + 27 * 2
+    assert model.sampling == PointSampling(num_points=2048, oversample_ratio=10, importance_ratio=1)
+    assert model.dice_weight == 1
+    flat = PointRend(classes=3, features={"fine": 4}, image_channels=2, ndim=2)
+    assert flat.head.features == 4 + 9 * 2
+    assert PointRend(classes=3, features={"fine": 4}, windows={"fine": 3}).head.features == 27 * 4
+
+
+def test_the_head_of_the_paper_is_one_constructor_away():
+    model = PointRend.paper(classes=3, features={"fine": 4}, image_channels=2, num_points=99)
+    assert model.head.features == 4 + 2
+    assert [layer.out_features for layer in model.head.hidden] == [256] * 3
+    assert model.sampling == PointSampling(num_points=99, oversample_ratio=3, importance_ratio=0.75)
+    coarse, features, image = a_batch()
+    labels = torch.randint(0, 3, (2, 6, 8, 10))
+    _, logits, truth = model.training_logits(coarse, features, image, labels, generators=generators(0, 1))
+    loss = model.loss(coarse, features, image, labels, generators=generators(0, 1))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, truth))
+    assert [layer.out_features for layer in PointRend.paper(classes=2, features={}, width=16).head.hidden] == [16] * 3
+
+
+def test_a_head_is_made_from_an_example():
+    coarse, features, image = a_batch()
+    model = PointRend.from_example(coarse, features, image, width=8, sampling=PointSampling(num_points=9))
+    assert model.head.features == 27 * 4 + 5 + 27 * 2  # `fine` and the image are on one grid, `deep` is coarser
+    labels = torch.randint(0, 3, (2, 6, 8, 10))
+    assert model.loss(coarse, features, image, labels).isfinite()
+    without = PointRend.from_example(coarse[:, :, 0], {"deep": features["deep"][:, :, 0]})
+    assert (without.head.features, without.head.ndim) == (5, 2)
+
+
+def test_settings_of_the_loss_are_checked_on_construction():
+    with pytest.raises(ValueError, match="dice_weight must be at least 0, got -1"):
+        a_model(dice_weight=-1)
+    with pytest.raises(ValueError, match=r"quotas must be one share per class, 3 here, got \(0.5,\)"):
+        a_model(sampling=PointSampling(quotas=(0.5,)))
+    with pytest.raises(ValueError, match="features must not be named 'image' where the head reads the image too"):
+        a_model(features={"image": 3})
 
 
 # ---- training
 
 
-def test_the_loss_is_the_cross_entropy_at_the_points_labels():
-    model = a_model(sampling=PointSampling(num_points=40, ignore=7))
+def test_the_loss_is_cross_entropy_and_dice_at_the_points_labels():
+    model = a_model(dice_weight=0.5, sampling=PointSampling(num_points=40, ignore=7))
     coarse, features, image = a_batch()
     labels = torch.randint(0, 3, (2, 6, 8, 10))
     labels[0, :3] = 7
     points, logits, truth = model.training_logits(coarse, features, image, labels, generators=generators(4, 5))
     assert torch.equal(truth, labels.flatten(1).gather(1, flat_index(points, (6, 8, 10))))
-    expected = -logits.log_softmax(1).gather(1, truth[:, None]).mean()
+    cross_entropy, dice = point_losses(logits, truth, 7)
+    torch.testing.assert_close(cross_entropy, -logits.log_softmax(1).gather(1, truth[:, None]).mean())
+    expected = cross_entropy + 0.5 * dice
     loss = model.loss(coarse, features, image, labels, generators=generators(4, 5))
     torch.testing.assert_close(loss, expected)
 
@@ -150,7 +230,8 @@ def test_the_loss_is_the_cross_entropy_at_the_points_labels():
 def test_the_loss_of_an_echo_head_is_that_of_up_sampled_logits_for_dense_points():
     coarse = torch.randn(1, 3, 3, 4)
     labels = torch.randint(0, 3, (1, 6, 8))
-    model = Echo(classes=3, features={}, sampling=PointSampling(num_points=20000, importance_ratio=0))
+    sampling = PointSampling(num_points=20000, importance_ratio=0)
+    model = Echo(classes=3, features={}, sampling=sampling, dice_weight=0)
     losses = [model.loss(coarse, {}, None, labels, generators=generators(seed)) for seed in (0, 1)]
     torch.testing.assert_close(losses[0], F.cross_entropy(upsample(coarse, (6, 8)), labels), atol=0.02, rtol=0)
     assert losses[0] != losses[1]

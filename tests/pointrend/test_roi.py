@@ -40,7 +40,7 @@ def boxes_of(corners, sample=None, **options):
 
 def a_model(kind=PointRend, ndim=2, classes=2, **options):
     torch.manual_seed(0)
-    model = kind(classes=classes, features={"fine": 4}, width=8, ndim=ndim, **options)
+    model = kind(**{"classes": classes, "features": {"fine": 4}, "width": 8, "ndim": ndim, "dice_weight": 0} | options)
     nn.init.normal_(model.head.logits.weight)
     return model
 
@@ -77,7 +77,7 @@ def test_the_heads_inputs_are_those_of_the_official_sampling():
 
 
 def test_training_and_refinement_give_a_pixel_the_same_logits():
-    model = a_model(sampling=PointSampling(num_points=300))
+    model = a_model(sampling=PointSampling.paper(num_points=300))
     features = {"fine": torch.randn(2, 4, 6, 8)}
     boxes = boxes_of([[0.1, 0.2, 0.7, 0.9], [0.3, 0.0, 1.0, 0.5], [0.5, 0.4, 0.9, 0.8]], [1, 0, 1])
     coarse, size = torch.randn(3, 2, 5, 4), (24, 40)
@@ -90,7 +90,7 @@ def test_training_and_refinement_give_a_pixel_the_same_logits():
 
 
 def test_the_loss_is_the_mean_cross_entropy_and_reaches_head_coarse_logits_and_features():
-    model = a_model(sampling=PointSampling(num_points=50))
+    model = a_model(sampling=PointSampling.paper(num_points=50))
     features = {"fine": torch.randn(2, 4, 6, 8, requires_grad=True)}
     coarse = torch.randn(3, 2, 5, 4, requires_grad=True)
     boxes = boxes_of([[0.1, 0.2, 0.7, 0.9], [0.3, 0.0, 1.0, 0.5], [0.5, 0.4, 0.9, 0.8]], [1, 0, 1])
@@ -103,7 +103,7 @@ def test_the_loss_is_the_mean_cross_entropy_and_reaches_head_coarse_logits_and_f
 
 
 def test_labels_are_read_at_the_row_of_the_target():
-    model = a_model(sampling=PointSampling(num_points=40))
+    model = a_model(sampling=PointSampling.paper(num_points=40))
     labels = torch.stack([torch.full((24, 40), value) for value in (0, 1)])
     boxes = boxes_of([[0.1, 0.2, 0.7, 0.9]] * 3, target=torch.tensor([1, 0, 1]))
     features = {"fine": torch.randn(1, 4, 6, 8)}
@@ -140,7 +140,7 @@ def test_uniform_points_cover_the_box_evenly():
 
 
 def test_one_generator_serves_all_boxes_and_says_all():
-    boxes, draw = boxes_of([[0.2, 0.1, 0.8, 0.5], [0.5, 0.6, 0.9, 0.9]]), PointSampling(num_points=20)
+    boxes, draw = boxes_of([[0.2, 0.1, 0.8, 0.5], [0.5, 0.6, 0.9, 0.9]]), PointSampling.paper(num_points=20)
     draws = [
         box_training_voxels(torch.zeros(2, 2, 3, 3), (30, 50), boxes, draw, generator=generator(seed)).tolist()
         for seed in (1, 1, 2)
@@ -281,7 +281,7 @@ def test_categories_pick_the_logit_that_competes():
 
 
 def test_no_boxes_and_no_points():
-    model = a_model(sampling=PointSampling(num_points=7))
+    model = a_model(sampling=PointSampling.paper(num_points=7))
     features = {"fine": torch.randn(2, 4, 6, 8)}
     none = Boxes(corners=torch.zeros(0, 4), sample=torch.zeros(0, dtype=torch.int64))
     empty = torch.zeros(0, 2, 5, 5)

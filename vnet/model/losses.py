@@ -8,47 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pointrend.losses import soft_dice_loss
 from vnet.core.config import TrainingConfig
 from vnet.model.layers import upsample
-
-
-def soft_dice_loss(log_probabilities: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
-    """One minus the soft Dice of the foreground classes that the sample holds (V-Net, arXiv 1606.04797, without
-    the squares), averaged over classes, then samples.
-
-    Classes absent from a sample are left to the cross-entropy: their Dice is 0 however little is predicted.
-
-    Args:
-        log_probabilities: (B, K, ...), the logarithm of the softmax.
-        labels: (B, ...) integers in [0, K), also where not counted.
-        counted: (B, ...) bool, voxels that count; None for all.
-
-    Returns:
-        A scalar in [0, 1]; 0 for samples without foreground.
-    """
-    probabilities = log_probabilities.flatten(2).exp()  # (B, K, V)
-    labels = labels.flatten(1)
-    at_label = probabilities.gather(1, labels[:, None])[:, 0]
-    truth = class_counts(labels, probabilities.shape[1], counted)
-    if counted is None:
-        predicted = probabilities.sum(2)
-    else:
-        weights = counted.flatten(1).to(probabilities.dtype)
-        at_label, predicted = at_label * weights, (probabilities * weights[:, None]).sum(2)
-    overlap = torch.zeros_like(predicted).scatter_add(1, labels, at_label)
-    dice = 2 * overlap / (predicted + truth).clamp_min(1e-6)
-    present = truth[:, 1:] > 0
-    lost = ((1 - dice[:, 1:]) * present).sum(1) / present.sum(1).clamp_min(1)
-    return lost.mean()
-
-
-def class_counts(labels: Tensor, classes: int, counted: Tensor | None) -> Tensor:
-    """Voxels of each class in each sample: (B, K). One count over all samples is far quicker than a scatter."""
-    samples = torch.arange(len(labels), device=labels.device)[:, None] * classes
-    flat = (labels + samples).flatten()
-    if counted is not None:
-        flat = flat[counted.flatten()]
-    return torch.bincount(flat, minlength=len(labels) * classes).reshape(len(labels), classes)
 
 
 def negative_log_likelihood(log_probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:

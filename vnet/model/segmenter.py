@@ -118,6 +118,7 @@ def build_model(config: Config, *, in_channels: int, classes: int, ignore: int |
                 layers=config.points.layers,
                 windows=dict.fromkeys(on_the_image_grid, config.points.window),
                 sampling=point_sampling(config.points, ignore),
+                dice_weight=config.training.point_dice_weight,
             )
     dice = config.training.point_dice_weight > 0
     return Segmenter(network, head, points=config.points, point_dice=dice, ignore=ignore)
