@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-from docstring_parser import parse_from_object
-
 REPOSITORY = Path(__file__).resolve().parents[1]
+# the repository, not an installed copy, is what the page describes
+sys.path.insert(0, str(REPOSITORY))
+
+from vnet.commands.exit_codes import run_and_exit  # noqa: E402
+from vnet.commands.parser import CommandParser  # noqa: E402
+from vnet.core.config import Config  # noqa: E402
+
 PAGE = REPOSITORY / "docs" / "configuration.md"
 HEAD = """# Configuration
 
@@ -40,10 +45,6 @@ KINDS = (
 
 def configuration_page() -> str:
     """The text of docs/configuration.md."""
-    # the repository, not an installed copy, is what the page describes
-    sys.path.insert(0, str(REPOSITORY))
-    from vnet.core.config import Config
-
     sections = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
     parts = [HEAD, *_section("", Config, set(sections))]
     for name, kind in sections.items():
@@ -53,6 +54,8 @@ def configuration_page() -> str:
 
 def _section(name: str, schema: Any, nested: set[str]) -> list[str]:
     """The heading and table of one section; `name` is empty for the keys without a section."""
+    from docstring_parser import parse_from_object
+
     told = parse_from_object(schema)
     about = " ".join(part for part in (told.short_description, told.long_description) if part)
     meaning = {param.arg_name: param.description or "" for param in told.params}
@@ -75,6 +78,8 @@ def _kind(annotation: str) -> str:
 
 def _default(item: Field[Any]) -> str:
     """The default as it is written in YAML, on one line."""
+    import yaml
+
     value = item.default_factory() if item.default_factory is not MISSING else item.default
     return yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
@@ -87,6 +92,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str]) -> int:
+    CommandParser(prog="write_docs.py", description=__doc__).parse_args(argv)
     PAGE.write_text(configuration_page())
     print(f"written: {PAGE.relative_to(REPOSITORY)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_and_exit(main, sys.argv[1:])

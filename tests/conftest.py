@@ -1,4 +1,4 @@
-"""What every test stands on: quiet threads, and tests whose data or extra is missing deselected in the open."""
+"""Tests whose data or extra is missing are deselected, and the summary says so."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["tests.fixtures"]
 
+settings.register_profile("thorough")  # tests/errors/test_fuzz.py tries more examples under it
 TASK = "Task04_Hippocampus"
 
 
@@ -38,20 +40,18 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker, (there, reason) in NEEDS.items():
+    for marker, (there, _) in NEEDS.items():
         marked = [item for item in items if marker in item.keywords]
         if marked and not there():
             items[:] = [item for item in items if marker not in item.keywords]
             config.hook.pytest_deselected(items=marked)
-            config.stash.setdefault(DESELECTED, []).append(f"{len(marked)} {marker} tests deselected: {reason}")
 
 
-DESELECTED = pytest.StashKey[list[str]]()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(DESELECTED, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # from the needs alone: with several workers, this process has collected nothing
+    for marker, (there, reason) in NEEDS.items():
+        if not there():
+            terminalreporter.write_line(f"{marker} tests deselected: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ from vnet.core.distributed import (
 from vnet.core.errors import InputError
 from vnet.model.checkpoints import read_checkpoint
 
+pytestmark = pytest.mark.distributed
 RUN = Path("tiny/pointrend_s2/fold0_seed0")
 
 
@@ -276,6 +277,7 @@ def test_shares_come_back_in_order() -> None:
     assert on_rank_zero(lambda: 3) == 3
 
 
+@pytest.mark.slow
 def test_torchrun_trains_is_stopped_and_one_process_continues(runs: Runs) -> None:
     """As a user types it: `torchrun --nproc_per_node 2 -m vnet train --config ...`."""
     words = "--training.steps 60 --training.checkpoint_every 1 --training.validate_every 0".split()

@@ -22,6 +22,7 @@ from vnet.core.errors import InputError
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """`python -m tests.crash.kill_trainings`, in short: one kill while a file is written, one at a random time."""
     assert main(["--kills", "2", "--steps", "6", "--threads", "1", "--output", str(tmp_path / "kept")]) == 0

@@ -33,6 +33,7 @@ def test_a_bad_arm_is_named_before_the_first_run(tiny: list[str], tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_study_runs_keeps_and_skips(tiny: list[str], phantoms: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = [*tiny, "--study.keep", "true"]
     config = run_study(words)
