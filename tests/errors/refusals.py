@@ -24,6 +24,7 @@ GO_ON = f"{TRAIN} --arm pointrend_s2"
 PREDICT = f"vnet predict {RUN} --input data/imagesTr --output out"
 EVALUATE = f"vnet evaluate {RUN}"
 COMPARE = "vnet compare runs/tiny"
+CASES = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm\n"
 IMAGE, LABEL = "data/imagesTr/b.nii.gz", "data/labelsTr/b.nii.gz"
 
 
@@ -836,6 +837,23 @@ RUNS = [
         text(RUN / "cases.csv", "arm,fold\ndense,0\n"),
     ),
     Refusal("a margin below 0", f"{COMPARE} --margin -1", "the margin must be a Dice of 0 or more, got -1.0"),
+    Refusal(
+        "a margin without a reason",
+        f"{COMPARE} --margin .002",
+        "the margin of 0.002 Dice needs a reason, which is printed; give --margin-reason",
+    ),
+    Refusal(
+        "a Dice above 1",
+        COMPARE,
+        f"{RUN}/cases.csv: column dice must lie in [0, 1], got 1.5; run the evaluation again",
+        text(RUN / "cases.csv", f"{CASES}dense,0,0,b,organ,false,1.5,1,1,1\n"),
+    ),
+    Refusal(
+        "rows that disagree on what is in a case",
+        COMPARE,
+        "case b, structure organ: absent in the truth by one row (blank) and overlapping by another (Dice 0.5); ...",
+        text(RUN / "cases.csv", f"{CASES}dense,0,0,b,organ,false,.5,1,1,1\nwide,0,0,b,organ,false,,,,\n"),
+    ),
     Refusal(
         "phantoms over a data set", "vnet data phantoms data", "data: is there already; name a new folder or remove it"
     ),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vnet.evaluation.statistics import bootstrap_interval, holm, rank_biserial, summarise, verdict, wilcoxon
+from vnet.evaluation.statistics import bootstrap_interval, holm, rank_biserial, summarise, t_interval, wilcoxon
 
 
 def frame(differences, fold="0", seed=0):
@@ -110,7 +110,8 @@ def test_a_summary_by_hand():
     assert (found.cases, found.runs, found.runs_resampled) == (3, 2, False)
     assert (found.better, found.worse) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert found.effect == pytest.approx(0.0)  # ranks 1 and 2 against 3
-    assert found.seed_spread == pytest.approx(0.0)  # both seeds have the mean 0
+    assert found.seed_spread.sd == pytest.approx(0.0)  # both seeds have the mean 0
+    assert found.over_trainings == pytest.approx((0.0, 0.0))
     assert found.low < 0 < found.high
 
 
@@ -123,14 +124,44 @@ def test_lower_may_be_better():
 
 def test_the_seed_spread_is_pooled_over_folds():
     rows = [frame([d, d], fold=f, seed=s) for f, s, d in [("0", 0, 0.0), ("0", 1, 2.0), ("1", 0, 7.0)]]
-    assert summarise(pd.concat(rows)).seed_spread == pytest.approx(math.sqrt(2))
+    found = summarise(pd.concat(rows)).seed_spread
+    # fold 0 has two seeds, one degree of freedom; fold 1 has one seed and says nothing
+    assert (found.sd, found.trainings) == (pytest.approx(math.sqrt(2)), 2)
+    # chi-squared with one degree of freedom is the square of a normal: .025 and .975 lie at .000982 and 5.0239
+    assert (found.low, found.high) == (
+        pytest.approx(math.sqrt(2 / 5.0239), rel=1e-4),
+        pytest.approx(math.sqrt(2 / 0.000982), rel=1e-3),
+    )
     assert summarise(pd.concat(rows[1:])).seed_spread is None
+
+
+def test_the_interval_of_the_seed_spread_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(300):
+        rows = [frame([d, d], seed=seed) for seed, d in enumerate(rng.normal(size=4))]
+        found = summarise(pd.concat(rows), resamples=2).seed_spread
+        hits += found.low <= 1 <= found.high
+    assert 0.91 <= hits / 300 <= 0.985
+
+
+def test_the_interval_over_trainings_by_hand():
+    # mean 2, standard deviation 1, t(2) = 4.302653
+    expected = pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert t_interval(np.array([1.0, 2.0, 3.0])) == expected
+    assert t_interval(np.array([0.5, 0.5])) == (0.5, 0.5)
+    rows = [frame([d - 0.1, d + 0.1], fold=str(fold)) for fold, d in enumerate((1.0, 2.0, 3.0))]
+    assert summarise(pd.concat(rows)).over_trainings == expected
 
 
 def test_runs_are_drawn_from_six_on():
     rows = [frame([0.1 * f, 0.2, -0.1], fold=str(f)) for f in range(6)]
-    assert summarise(pd.concat(rows)).runs_resampled
-    assert not summarise(pd.concat(rows[1:])).runs_resampled
+    six, five, one = (summarise(pd.concat(rows[:count])) for count in (6, 5, 1))
+    # from six on, the first interval holds the runs; a single run has no second one
+    assert (six.runs_resampled, six.over_trainings) == (True, None)
+    assert not five.runs_resampled
+    assert five.over_trainings is not None
+    assert one.over_trainings is None
 
 
 @settings(deadline=None, max_examples=20)
@@ -151,28 +182,7 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def test_one_case_has_no_interval():
-    found = summarise(frame([0.5]))
-    assert math.isnan(found.low)
-    assert verdict(found) == "too few cases"
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.001, 0.004, "better"),
-        (-0.004, -0.001, "worse"),
-        (-0.001, 0.0015, "equivalent"),
-        (-0.001, 0.003, "no difference shown"),
-        (0.0005, 0.0015, "better, but equivalent"),
-    ],
-)
-def test_verdicts(low, high, expected):
-    found = summarise(frame([0.0, 1.0]))
-    changed = type(found)(**(vars(found) | {"low": low, "high": high}))
-    assert verdict(changed, margin=0.002) == expected
-    if expected in ("better", "worse"):
-        turned = "worse" if expected == "better" else "better"
-        assert verdict(changed, higher_is_better=False) == turned
+    assert math.isnan(summarise(frame([0.5])).low)
 
 
 def test_refusals():

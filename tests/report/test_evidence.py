@@ -42,7 +42,8 @@ def test_the_folds_of_choices_are_shown_apart(tmp_path, make_run):
     assert (dice(after).summary.cases, dice(after).summary.runs) == (24, 2)
     assert not any("No evidence" in note for note in after.notes())
     (apart,) = (table for table in after.tables() if table.title.startswith("Fold 0, on which choices were made"))
-    assert apart.rows[0][:2] == ("pointrend_s2 - dense", "+0.0500")
+    row = dict(zip(apart.columns, apart.rows[0], strict=True))
+    assert (row["comparison"], row["difference"]) == ("pointrend_s2 - dense", "+0.0500")
     assert not {"p", "p (Holm)", "verdict"} & set(apart.columns)
     for text in (markdown_page(after, figures_of(after)), write_report(after, tmp_path / "out").read_text()):
         assert "Fold 0, on which choices were made, and no evidence" in text
@@ -57,15 +58,16 @@ def test_the_seed_spread_is_that_of_the_study_beside(tmp_path, make_run):
     for seed, gain in enumerate((0.01, 0.02, 0.03)):
         write_pair(make_run, tmp_path / "seeds", gain, fold=1, seed=seed, study={})
     report = build_report([tmp_path / "s"])
-    measured, lent = dice(report), dice(report, "pointrend_s4 - dense")
-    assert (measured.seed_spread, measured.spread_measured) == (pytest.approx(0.01, abs=1e-6), True)
-    assert (lent.seed_spread, lent.spread_measured) == (pytest.approx(0.01, abs=1e-6), False)
+    measured = dice(report).seed_spread
+    assert (measured.sd, measured.trainings) == (pytest.approx(0.01, abs=1e-6), 3)
+    # of another stride nothing was measured, and nothing is lent
+    assert dice(report, "pointrend_s4 - dense").seed_spread is None
     rows = {row[0]: row for row in report.tables()[0].rows}
     column = report.tables()[0].columns.index("seed spread")
-    assert rows["pointrend_s2 - dense"][column] == "0.0100"
-    assert rows["pointrend_s4 - dense"][column] == "~0.0100"
-    assert any("Seed spread: from seeds (fold 1, seeds 0, 1, 2)" in note for note in report.notes())
-    assert "seed spread 0.0100" in " ".join(report.headline())
+    assert rows["pointrend_s2 - dense"][column] == "0.0100 (0.0052 to 0.0628, n = 3)"
+    assert rows["pointrend_s4 - dense"][column] == "-"
+    assert any("of the same comparison in seeds (fold 1, seeds 0, 1, 2)" in note for note in report.notes())
+    assert "seed spread 0.0100 (0.0052 to 0.0628, n = 3)" in " ".join(report.headline())
 
 
 def test_thirds_are_of_each_structure_and_cover_all_cases(study_folder):
@@ -95,7 +97,7 @@ def test_steps_timed_alone_come_from_the_benchmark(tmp_path, make_run):
     for arm in PAIR:
         folder = make_run(tmp_path / "s", arm)
         config = json.loads((folder / "config.yaml").read_text())
-        config["training"] = {"patch": [4, 5, 6], "batch": 2}
+        config |= {"training": {"patch": [4, 5, 6], "batch": 2}, "study": {"comparisons": ["pointrend_s2 - dense"]}}
         (folder / "config.yaml").write_text(json.dumps(config))
     study = read_study([tmp_path / "s"])
     assert "s per step, alone" not in costs_table(study).columns

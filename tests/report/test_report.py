@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -14,16 +15,20 @@ from vnet.commands import compare
 from vnet.core.config.schema import Config, StudyConfig
 from vnet.core.errors import InputError
 from vnet.evaluation.refinement import ALL
+from vnet.evaluation.verdicts import EquivalenceMargin
 from vnet.report import charts
 from vnet.report.figures import figures_of
 from vnet.report.files import markdown_page, write_report
 from vnet.report.formatting import change, p_value, score
 from vnet.report.refinement_counts import by_bin
-from vnet.report.report import build_report
+from vnet.report.report import build_report, checked_margin
 from vnet.report.tables import Table, markdown
 from vnet.report.terminal import print_comparison, print_run_summary
 
 VOID = {"meta", "img"}
+RESULTS = Path(__file__).parents[2] / "results"
+COLUMNS = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm"
+DICE = {"a": 0.8, "b": 0.9}
 
 
 class Page(HTMLParser):
@@ -57,9 +62,13 @@ class Page(HTMLParser):
 
 
 def test_the_command_prints_and_writes_the_report(study_folder, capsys, tmp_path):
-    assert compare.main([str(study_folder), "--output", str(tmp_path / "out"), "--margin", "0.5"]) == 0
+    margin = ["--margin", "0.5", "--margin-reason", "half of all there is"]
+    assert compare.main([str(study_folder), "--output", str(tmp_path / "out"), *margin]) == 0
     printed = capsys.readouterr().out
-    assert "pointrend_s2 is better than coarse_s2, by less than the margin of 0.5 Dice (+0.02" in printed
+    assert (
+        "In these 2 trainings pointrend_s2 did better than coarse_s2, by less than the margin of 0.5 Dice (" in printed
+    )
+    assert "Equivalence margin: ±0.5 Dice. Reason: half of all there is." in printed
     assert "at 1.10 times the seconds per training step" in printed
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"report.html", "report.md", "figures", "scores.csv", "differences.csv", "costs.csv"}
@@ -126,15 +135,16 @@ def test_hostile_names_stay_text(tmp_path):
 def test_one_arm_alone_is_reported_without_a_comparison(tmp_path, make_run):
     make_run(tmp_path, "dense")
     report = build_report([tmp_path])
-    assert report.headline() == ["The named arms share no case yet: there is nothing to compare."]
+    assert report.headline() == ["Nothing to compare: no two arms share a scored case."]
     Page(write_report(report, tmp_path / "report").read_text())
 
 
 def test_one_case_has_no_interval_and_still_lays_out(tmp_path, make_run):
     for arm in ("dense", "pointrend_s2"):
-        make_run(tmp_path, arm, cases=1)
+        make_run(tmp_path, arm, cases=1, study={"comparisons": ["pointrend_s2 - dense"]})
     report = build_report([tmp_path])
     assert report.headline()[0].startswith("pointrend_s2 and dense share too few cases to tell (")
+    assert report.tables()[0].rows[0][1] == "too few cases (1)"
     Page(write_report(report, tmp_path / "report").read_text())
 
 
@@ -178,9 +188,121 @@ def test_a_broken_refinement_table_is_refused(pair_folder):
 
 
 @pytest.mark.parametrize("margin", [-0.1, float("nan"), float("inf")])
-def test_a_margin_out_of_range_is_refused(study_folder, margin):
+def test_a_margin_out_of_range_is_refused(margin):
     with pytest.raises(InputError, match="the margin must be a Dice of 0 or more"):
-        build_report([study_folder], margin=margin)
+        checked_margin(margin, "a reason")
+
+
+@pytest.mark.parametrize("reason", [None, "", "  "])
+def test_a_margin_without_a_reason_is_refused(reason):
+    with pytest.raises(InputError, match="the margin of 0.002 Dice needs a reason, which is printed"):
+        checked_margin(0.002, reason)
+
+
+def test_the_study_s_margin_counts_with_its_reason_alone(tmp_path, make_run):
+    for name, reason in (("with", {"equivalence_reason": "half the spread of raters."}), ("without", {})):
+        study = {"comparisons": ["pointrend_s2 - dense"], "equivalence_margin": 0.5} | reason
+        for arm in ("dense", "pointrend_s2"):
+            make_run(tmp_path / name, arm, study=study)
+    report = build_report([tmp_path / "with"])
+    assert report.margin == EquivalenceMargin(0.5, "half the spread of raters.")
+    assert "Equivalence margin: ±0.5 Dice. Reason: half the spread of raters." in report.notes()
+    assert report.headline()[0].startswith("In this training pointrend_s2 and dense were equivalent within the margin")
+    without = build_report([tmp_path / "without"])
+    assert without.margin is None
+    assert any("margin of 0.5 Dice is not used: study.equivalence_reason gives no reason" in n for n in without.notes())
+
+
+@pytest.mark.parametrize("cases", [3, 4, 5])
+def test_tables_of_few_cases_claim_nothing(tmp_path, cases, capsys):
+    rows = [f"{arm},0,0,c{i},organ,false,{dice + i / 1000},1,1,1" for i in range(cases) for arm, dice in DICE.items()]
+    (tmp_path / "cases.csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    compare.main([str(tmp_path), "--comparison", "b - a"])
+    printed = capsys.readouterr().out
+    assert f"too few cases ({cases})" in printed
+    assert "nothing is claimed" in printed
+    assert not re.search(r"\b(better|worse|equivalent)\b(?! /)", printed)
+    # and where the comparison was named beforehand
+    report = build_report([tmp_path], named=["b - a"])
+    assert report.headline()[0].startswith("b and a share too few cases to tell (+0.1000 mean foreground Dice, 0.9")
+    assert report.tables()[0].rows[0][1] == f"too few cases ({cases})"
+
+
+def test_comparisons_not_named_beforehand_are_headed_so_and_make_no_headline(tmp_path, make_run):
+    for arm in ("dense", "coarse_s2", "pointrend_s2"):
+        make_run(tmp_path, arm, study={"comparisons": ["pointrend_s2 - dense"]})
+    usual = build_report([tmp_path])
+    assert (usual.named, usual.others) == (("pointrend_s2 - dense",), ())
+    asked = build_report([tmp_path], others=["pointrend_s2 - coarse_s2", "pointrend_s2 - dense"])
+    assert (asked.named, asked.others) == (("pointrend_s2 - dense",), ("pointrend_s2 - coarse_s2",))
+    assert "coarse_s2" not in " ".join(asked.headline())
+    (table,) = (t for t in asked.tables() if t.title.startswith("Not named beforehand, exploratory"))
+    assert "p (Holm)" not in table.columns
+    assert "The p is not adjusted" in table.note
+    none = build_report([tmp_path], named=[])
+    assert none.headline() == ["No comparison was named beforehand (study.comparisons), so nothing is claimed."]
+
+
+def test_a_table_that_is_blank_everywhere_is_nothing_to_compare(tmp_path, capsys):
+    rows = [f"{arm},0,0,c{i},organ,false,,,," for i in range(8) for arm in "ab"]
+    (tmp_path / "cases.csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    assert compare.main([str(tmp_path), "--comparison", "b - a"]) == 0
+    assert "Nothing to compare: no two arms share a scored case." in capsys.readouterr().out
+
+
+def test_a_missed_structure_is_marked_beside_its_distance(tmp_path):
+    rows = [f"{arm},0,0,c{i},organ,false,.9,.9,2,1" for i in range(7) for arm in "ab"]
+    rows += ["a,0,0,c7,organ,false,.9,.9,2,1", "b,0,0,c7,organ,false,0,0,433.2,433.2"]
+    (tmp_path / "cases.csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    report = build_report([tmp_path], named=["b - a"])
+    row = dict(zip(report.structures_table().columns, report.structures_table().rows[0], strict=True))
+    assert row["HD95 (mm)"].startswith("+53.90† (")
+    assert row["HD95 (mm)"].endswith("; +0.00 without 1 missed)")
+    assert "†" not in row["Dice"]
+    assert "holds pairs (run, case, structure) that one side missed or invented" in report.structures_table().note
+    scores = {(r[0], r[1]): r for r in report.score_tables()[0].rows}
+    assert scores["b", "organ"][4] == "55.90† (2.00)"
+    assert scores["a", "organ"][4] == "2.00"
+
+
+def test_cases_without_a_partner_are_named_in_the_sentence(tmp_path):
+    rows = [f"{arm},0,0,c{i},organ,false,.{i + 1},1,1,1" for i in range(7) for arm in "ab" if (arm, i) != ("b", 4)]
+    (tmp_path / "cases.csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    sentence = build_report([tmp_path], named=["b - a"]).headline()[0]
+    assert sentence.endswith(" Left out, as the other side did not score it: c4 of a.")
+
+
+def test_the_null_of_seeds_calls_no_seed_better(capsys, tmp_path):
+    compare.main([str(RESULTS / "study_seeds"), "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    (sentence,) = (line for line in printed.splitlines() if line.startswith("Null of coarse_s2"))
+    for part in (
+        "seed 0 - seed 1",
+        "seed 0 - seed 2 +0.0026 (+0.0001 to +0.0051)",
+        "seed 1 - seed 2",
+        "1 of 3 exclude 0",
+    ):
+        assert part in sentence
+    assert not re.search("better|worse", sentence)
+
+
+def test_runs_from_a_changed_tree_are_marked(tmp_path, make_run):
+    for arm in ("dense", "pointrend_s2"):
+        for fold in (0, 1):
+            folder = make_run(tmp_path, arm, fold=fold)
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"commit": "abc123+"}))
+    scores, cost = build_report([tmp_path]).score_tables()
+    assert list(dict.fromkeys(row[0] for row in scores.rows)) == ["dense", "pointrend_s2 +", "pointrend_s2 unrefined +"]
+    assert [row[0] for row in cost.rows] == ["dense", "pointrend_s2 +"]
+    assert scores.note.endswith("were made from a tree that differs from its commit (pointrend_s2 1).")
+
+
+def test_refining_one_checkpoint_stands_below_with_what_it_does_not_show(report):
+    titles = [table.title for table in report.tables()]
+    assert titles[0] == "Named comparisons: mean foreground Dice"
+    assert titles[-1] == "Refined - unrefined output of one checkpoint: mean foreground Dice"
+    assert "The gain of having a head is the comparison with the arm without one." in report.tables()[-1].note
 
 
 def test_a_run_s_summary_names_the_next_commands(study_folder, capsys):

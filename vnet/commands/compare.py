@@ -22,17 +22,20 @@ def main(argv: Sequence[str]) -> int:
         "--comparison",
         metavar="'A - B'",
         action="append",
-        help="named beforehand, as 'pointrend_s2 - coarse_s2'; may be given more than once (default: the study's)",
+        help="shown beside those that the study's config names beforehand; may be given more than once "
+        "(default: the usual ones where the config names none)",
     )
     parser.add_argument(
         "--margin", metavar="DICE", type=float, help="Dice within which arms are equivalent (default: the study's)"
     )
+    parser.add_argument("--margin-reason", metavar="TEXT", help="why the margin is that large; it is printed")
     chosen = parser.parse_args(argv)
     from vnet.report.files import write_report
-    from vnet.report.report import build_report
+    from vnet.report.report import build_report, checked_margin
     from vnet.report.terminal import print_report
 
-    report = build_report(chosen.paths, chosen.comparison, chosen.margin)
+    margin = None if chosen.margin is None else checked_margin(chosen.margin, chosen.margin_reason)
+    report = build_report(chosen.paths, others=chosen.comparison, margin=margin)
     print_report(report)
     first = chosen.paths[0] if chosen.paths[0].is_dir() else chosen.paths[0].parent
     page = write_report(report, chosen.output or first / "report")

@@ -6,6 +6,7 @@ unrefined output of the same checkpoint (`pointrend_s2:unrefined`). Comparisons 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,188 +15,193 @@ import pandas as pd
 
 from vnet.core.errors import InputError
 from vnet.evaluation.metrics import HIGHER_IS_BETTER
-from vnet.evaluation.statistics import Paired, holm, summarise, verdict
+from vnet.evaluation.pairs import (
+    MEAN,
+    case_means,
+    refuse_contradictions,
+    structure_pairs,
+    unpaired,
+)
+from vnet.evaluation.statistics import Paired, SeedSpread, holm, summarise
 from vnet.evaluation.study_tables import UNREFINED, Study
+from vnet.evaluation.verdicts import verdict
 
-MEAN = "mean"  # of the foreground structures of a case
 USUAL = (
     "pointrend_s2 - coarse_s2",
     "pointrend_s4 - coarse_s4",
     "pointrend_s2 - dense",
     "pointrend_s1 - dense",
 )
+NOTHING_SHARED = "no shared case"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One comparison in one structure (or their `MEAN`) and metric."""
+    """One comparison in one structure (or their `MEAN`) and metric.
+
+    Attributes:
+        means: of both sides, over the pairs of this difference; None where they share no case.
+        summary: None where the sides share no case.
+        p_holm: of the mean Dice of comparisons named beforehand, corrected together.
+        seed_spread: of these trainings, else of the same comparison in another study; None where neither has seeds.
+        missed: pairs in which one side's Dice is 0, so that its distances are the diagonal of the image.
+        without_missed: mean difference of the other pairs; NaN where there is none.
+        absent: pairs left out, as the structure is absent in the truth and on both sides.
+        invented: pairs in which one side's blank counts as perfect, as the other side invents the structure.
+        unpaired: cases and trainings that one side alone scored.
+    """
 
     comparison: str
     structure: str
     metric: str
-    summary: Paired | None  # None where the sides share no case
-    p_holm: float | None  # of the confirmatory tests only
+    means: tuple[float, float] | None
+    summary: Paired | None
+    p_holm: float | None
     verdict: str
-    one_sided: int  # pairs left out as one side is blank: the structure is absent, and one side alone predicted it
-    seed_spread: float | None  # standard deviation between seeds of the mean difference; None where nothing tells
-    spread_measured: bool = True  # False: it is that of other comparisons, pooled
+    seed_spread: SeedSpread | None
+    missed: int
+    without_missed: float
+    absent: int
+    invented: int
+    unpaired: tuple[str, ...] = ()
 
     @property
     def confirmatory(self) -> bool:
         return self.p_holm is not None
 
 
+def named_comparisons(study: Study) -> list[str]:
+    """Those that the study's config names beforehand, among the arms present."""
+    return [name for name in map(str, study.settings.get("comparisons") or ()) if study.has(name)]
+
+
 def usual_comparisons(study: Study) -> list[str]:
-    """Those of the study's config, else the contract's among the arms present, else every arm against the first."""
-    named = [c for c in study.settings.get("comparisons") or () if _sides_present(study, str(c))]
-    usual = [c for c in USUAL if _sides_present(study, c)]
-    first = study.arms[0]
-    return named or usual or [f"{arm} - {first}" for arm in study.arms[1:]]
+    """The usual comparisons among the arms present, else every arm against the first."""
+    return [name for name in USUAL if study.has(name)] or [f"{arm} - {study.arms[0]}" for arm in study.arms[1:]]
 
 
 def refinement_comparisons(study: Study) -> list[str]:
-    """Refinement on and off on one checkpoint, an arm with a head each."""
+    """Refined minus unrefined output of one checkpoint, of each arm with a head."""
     return [f"{arm} - {arm}{UNREFINED}" for arm in study.heads]
 
 
 def check_comparisons(study: Study, comparisons: Iterable[str]) -> None:
-    """Raises InputError for a comparison that is not `A - B` of sides present in the study."""
+    """Raises InputError for a comparison that is not `A - B` of two different sides present in the study."""
     faults = [
         f"comparison {c!r}: must be `A - B` of {', '.join(study.arms)} (`:unrefined` after an arm with a head)"
         for c in comparisons
-        if not _sides_present(study, c)
+        if not study.has(c)
     ]
     if faults:
         raise InputError(faults)
 
 
-def compare(study: Study, comparisons: Sequence[str], margin: float | None = None) -> list[Difference]:
-    """Every comparison by metric and structure, the mean over structures first.
+def compare(
+    study: Study, named: Sequence[str], others: Sequence[str] = (), *, margin: float | None = None
+) -> list[Difference]:
+    """Every comparison by structure and metric, the mean over structures first.
 
-    The comparisons' mean foreground Dice are the confirmatory tests, corrected together by Holm's rule;
-    refinement on and off is added for every arm with a head, and is exploratory like all else, unless it is
-    named.
+    The mean foreground Dice of the comparisons named beforehand are the confirmatory tests, corrected together by
+    Holm's rule. All else is exploratory, and its verdicts use the unadjusted p.
 
     Args:
-        comparisons: named beforehand, as `pointrend_s2 - coarse_s2`.
+        named: comparisons named beforehand, as `pointrend_s2 - coarse_s2`.
+        others: further ones; `refinement_comparisons` are added.
         margin: Dice within which two sides are equivalent.
+
+    Raises:
+        InputError: a comparison of sides that are not there, or tables that contradict each other.
     """
-    check_comparisons(study, comparisons)
-    own = [name for name in refinement_comparisons(study) if name not in comparisons]
+    check_comparisons(study, [*named, *others])
+    refuse_contradictions(study)
+    comparisons = dict.fromkeys([*named, *others, *refinement_comparisons(study)])
+    alone = {name: tuple(unpaired(study, name)) for name in comparisons}
     found = [
-        (name, structure, metric, *_paired(study, name, structure, metric))
-        for name in [*comparisons, *own]
+        replace(_difference(study, name, structure, metric), unpaired=alone[name])
+        for name in comparisons
         for structure in (MEAN, *study.structures)
         for metric in study.metrics
     ]
-    tested = {
-        i: summary.p
-        for i, (name, structure, metric, summary, _) in enumerate(found)
-        if summary and name in comparisons and structure == MEAN and metric == "dice"
-    }
-    p_holm = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return [
-        Difference(
-            comparison=name,
-            structure=structure,
-            metric=metric,
-            summary=summary,
-            p_holm=p_holm.get(i),
-            verdict=_verdict(summary, metric, margin),
-            one_sided=one_sided,
-            seed_spread=summary.seed_spread if summary else None,
-        )
-        for i, (name, structure, metric, summary, one_sided) in enumerate(found)
-    ]
+    tested = [d for d in found if d.summary and d.comparison in named and d.structure == MEAN and d.metric == "dice"]
+    corrected = holm([d.summary.p for d in tested if d.summary])
+    p_holm = {d.comparison: p for d, p in zip(tested, corrected, strict=True)}
+    return [_judged(d, p_holm if d in tested else {}, margin) for d in found]
 
 
 def with_spread_of(differences: Sequence[Difference], others: Sequence[Difference]) -> list[Difference]:
-    """Differences without a seed spread of their own take that of `others`: of the same comparison, structure and
-    metric where it was measured, else the root mean square over the comparisons of different arms that were."""
-    measured = {(d.comparison, d.structure, d.metric): d.seed_spread for d in others if d.seed_spread is not None}
-    found = []
-    for d in differences:
-        if d.seed_spread is None and d.summary is not None:
-            own = measured.get((d.comparison, d.structure, d.metric))
-            alike = [
-                spread**2
-                for (comparison, *rest), spread in measured.items()
-                if rest == [d.structure, d.metric] and (UNREFINED in comparison) == (UNREFINED in d.comparison)
-            ]
-            pooled = (sum(alike) / len(alike)) ** 0.5 if alike else None
-            d = replace(d, seed_spread=pooled if own is None else own, spread_measured=own is not None)
-        found.append(d)
-    return found
-
-
-def paired_structures(study: Study, comparison: str, metric: str) -> pd.DataFrame:
-    """Both sides of a comparison, a row a run, case and structure, without pairs that are blank in either side:
-    `fold, seed, case, structure, first, second, difference`."""
-    pairs = _structure_pairs(study, comparison, MEAN, metric).dropna().reset_index()
-    return pairs.assign(difference=pairs["first"] - pairs["second"])
-
-
-def paired_cases(study: Study, comparison: str, structure: str, metric: str) -> pd.DataFrame:
-    """Both sides of a comparison, a row a run and case: `fold, seed, case, first, second, difference`.
-
-    Pairs that are blank in either side are left out; under `MEAN`, both sides average over the same
-    structures.
-    """
-    return _case_means(_structure_pairs(study, comparison, structure, metric))
+    """Differences without a seed spread take that of the same comparison, structure and metric in `others`."""
+    measured = {(d.comparison, d.structure, d.metric): d.seed_spread for d in others}
+    return [
+        replace(d, seed_spread=measured.get((d.comparison, d.structure, d.metric))) if d.seed_spread is None else d
+        for d in differences
+    ]
 
 
 def arm_means(study: Study) -> pd.DataFrame:
-    """Mean of each metric over cases, a row a side and structure: `side, structure, runs, cases, missed`, metrics.
+    """Mean of each metric over cases, a row a side and structure.
 
-    Seeds are averaged within a case first; `missed` counts rows (run and case) with a Dice of 0.
+    Seeds are averaged within a case first.
+
+    Returns:
+        Columns `side, structure, runs, cases`, metrics; `missed`, the rows (training, case, structure) with a Dice of
+        0; `absent`, the rows that are blank; `found_METRIC` of each distance, its mean without the missed rows.
     """
+    distances = [metric for metric in study.metrics if not HIGHER_IS_BETTER[metric]]
     rows = []
     sides = [side for arm in study.arms for side in ([arm] + [arm + UNREFINED] * (arm in study.heads))]
     for side in sides:
         table = study.side(side).reset_index()
         for structure in (MEAN, *study.structures):
             part = table if structure == MEAN else table[table["structure"] == structure]
-            by_case = part.groupby(["fold", "seed", "case"])[study.metrics].mean().groupby("case").mean()
             row: dict[Any, Any] = {
                 "side": side,
                 "structure": structure,
                 "runs": len(part[["fold", "seed"]].drop_duplicates()),
-                "cases": int(by_case["dice"].notna().sum()),
+                "cases": int(_by_case(part, ["dice"])["dice"].notna().sum()),
                 "missed": int((part["dice"] == 0).sum()),
+                "absent": int(part["dice"].isna().sum()),
             }
-            rows.append(row | by_case.mean().to_dict())
+            found = _by_case(part[part["dice"] != 0], distances).mean().add_prefix("found_")
+            rows.append(row | _by_case(part, study.metrics).mean().to_dict() | found.to_dict())
     return pd.DataFrame(rows)
 
 
-def _sides_present(study: Study, comparison: str) -> bool:
-    sides = comparison.split(" - ")
-    known = {*study.arms, *(arm + UNREFINED for arm in study.heads)}
-    return len(sides) == 2 and sides[0] != sides[1] and all(side.strip() in known for side in sides)
+def _by_case(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    return rows.groupby(["fold", "seed", "case"])[metrics].mean().groupby("case").mean()
 
 
-def _structure_pairs(study: Study, comparison: str, structure: str, metric: str) -> pd.DataFrame:
-    first, second = (study.side(side.strip())[metric] for side in comparison.split(" - "))
-    pairs = pd.DataFrame({"first": first, "second": second.reindex(first.index)})
-    pairs = pairs[first.index.isin(second.index)]
-    return pairs if structure == MEAN else pairs[pairs.index.get_level_values("structure") == structure]
+def _difference(study: Study, comparison: str, structure: str, metric: str) -> Difference:
+    """A difference without its verdict."""
+    pairs = structure_pairs(study, comparison, structure, metric)
+    table, found = case_means(pairs.scores), case_means(pairs.scores[~pairs.missed])
+    summary = None if table.empty else summarise(table, higher_is_better=HIGHER_IS_BETTER[metric])
+    by_case = table.groupby("case")[["first", "second"]].mean()
+    return Difference(
+        comparison=comparison,
+        structure=structure,
+        metric=metric,
+        means=None if table.empty else (float(by_case["first"].mean()), float(by_case["second"].mean())),
+        summary=summary,
+        p_holm=None,
+        verdict=NOTHING_SHARED,
+        seed_spread=summary.seed_spread if summary else None,
+        missed=int(pairs.missed.sum()),
+        without_missed=math.nan if found.empty else float(found.groupby("case")["difference"].mean().mean()),
+        absent=pairs.absent,
+        invented=pairs.invented,
+    )
 
 
-def _case_means(pairs: pd.DataFrame) -> pd.DataFrame:
-    means = pairs.dropna().groupby(["fold", "seed", "case"])[["first", "second"]].mean().reset_index()
-    return means.assign(difference=means["first"] - means["second"])
-
-
-def _paired(study: Study, comparison: str, structure: str, metric: str) -> tuple[Paired | None, int]:
-    pairs = _structure_pairs(study, comparison, structure, metric)
-    one_sided = int((pairs["first"].isna() ^ pairs["second"].isna()).sum())
-    table = _case_means(pairs)
-    if table.empty:
-        return None, one_sided
-    return summarise(table, higher_is_better=HIGHER_IS_BETTER[metric]), one_sided
-
-
-def _verdict(summary: Paired | None, metric: str, margin: float | None) -> str:
-    if summary is None:
-        return "no shared case"
-    # the margin is one of Dice
-    return verdict(summary, margin if metric == "dice" else None, higher_is_better=HIGHER_IS_BETTER[metric])
+def _judged(difference: Difference, p_holm: dict[str, float], margin: float | None) -> Difference:
+    """The difference with its corrected p, where it is tested, and its verdict."""
+    d = difference
+    if d.summary is None:
+        return d
+    corrected = p_holm.get(d.comparison)
+    said = verdict(
+        d.summary,
+        d.summary.p if corrected is None else corrected,
+        margin if d.metric == "dice" else None,  # the margin is one of Dice
+        higher_is_better=HIGHER_IS_BETTER[d.metric],
+    )
+    return replace(d, p_holm=corrected, verdict=said)

@@ -1,7 +1,7 @@
 """Paired statistics of two arms: how large the difference is, how sure, and of what it speaks.
 
-The unit is the case. A case that several runs scored (seeds; folds, on another data set) counts once, with
-the mean of its differences; a *run* is a (fold, seed) that both arms have.
+The unit is the case. A case that several trainings scored (seeds; folds, on another data set) counts once, with the
+mean of its differences. A *training* is a (fold, seed) that both arms have.
 """
 
 from __future__ import annotations
@@ -18,25 +18,56 @@ from scipy import stats
 
 RESAMPLES = 4000
 LEVEL = 0.95
-MOST_SIGNS = 13  # of which all changes of sign are tried: 8192
-RUNS_TO_RESAMPLE = 6  # below, the spread between runs cannot be told from that between cases
+MOST_SIGNS = 13  # values of which all changes of sign are tried: 8192
+RUNS_TO_RESAMPLE = 6  # with fewer trainings a bootstrap cannot tell their spread from that of cases
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSpread:
+    """Standard deviation between seeds of a training's mean difference, pooled over folds.
+
+    Attributes:
+        sd: the standard deviation.
+        low, high: its 95 % interval (chi-squared, for normal means).
+        trainings: those behind it: of folds with two seeds or more.
+    """
+
+    sd: float
+    low: float
+    high: float
+    trainings: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Summary of the differences `first - second` of one metric."""
+    """Summary of the differences `first - second` of one metric.
 
-    mean: float  # over cases
-    low: float  # of the interval of the mean; NaN below two cases
+    Attributes:
+        mean: over cases.
+        low, high: 95 % interval of the mean over cases, and over trainings from `RUNS_TO_RESAMPLE` on; NaN below two
+            cases.
+        over_trainings: 95 % t interval over the trainings' means; None with one training, and from
+            `RUNS_TO_RESAMPLE` on, where the first interval holds them.
+        p: two-sided, of Wilcoxon's signed-rank test.
+        effect: rank-biserial correlation in [-1, 1], above 0 where the first arm is better.
+        better, worse: share of cases in which the first arm is better, and worse.
+        cases, runs: how many; runs are trainings.
+        runs_resampled: whether `low` and `high` speak of networks trained again.
+        seed_spread: None where no fold has two seeds.
+    """
+
+    mean: float
+    low: float
     high: float
-    p: float  # Wilcoxon's signed-rank test, two-sided; NaN without a case
-    effect: float  # rank-biserial correlation in [-1, 1], above 0 where the first arm is better
-    better: float  # share of cases in which the first arm is better
+    over_trainings: tuple[float, float] | None
+    p: float
+    effect: float
+    better: float
     worse: float
     cases: int
     runs: int
     runs_resampled: bool
-    seed_spread: float | None  # standard deviation between seeds of a fold's mean difference; None with one seed
+    seed_spread: SeedSpread | None
 
 
 def summarise(
@@ -50,14 +81,14 @@ def summarise(
     """Summarise paired differences.
 
     Args:
-        differences: a row a run and case, with `fold`, `seed`, `case` and `difference` (no blanks).
+        differences: a row a training and case, with `fold`, `seed`, `case` and `difference` (no blanks).
         higher_is_better: which sign of the difference is the better one.
         resamples: of the bootstrap.
-        level: of the interval.
+        level: of the intervals.
         seed: of the bootstrap; same input and seed give the same numbers.
 
     Raises:
-        ValueError: no rows, a difference that is not finite, or a run that holds a case twice.
+        ValueError: no rows, a difference that is not finite, or a training that holds a case twice.
     """
     if differences.empty:
         raise ValueError("differences must hold at least one row, got none")
@@ -69,10 +100,12 @@ def summarise(
     signed = by_case if higher_is_better else -by_case
     table = differences.pivot_table(index=["fold", "seed"], columns="case", values="difference").to_numpy()
     low, high = bootstrap_interval(table, resamples=resamples, level=level, seed=seed)
+    few = 1 < len(table) < RUNS_TO_RESAMPLE
     return Paired(
         mean=float(by_case.mean()),
         low=low,
         high=high,
+        over_trainings=t_interval(np.nanmean(table, axis=1), level=level) if few else None,
         p=wilcoxon(by_case),
         effect=rank_biserial(signed),
         better=float((signed > 0).mean()),
@@ -80,8 +113,21 @@ def summarise(
         cases=len(by_case),
         runs=len(table),
         runs_resampled=len(table) >= RUNS_TO_RESAMPLE,
-        seed_spread=_seed_spread(differences),
+        seed_spread=seed_spread(differences, level=level),
     )
+
+
+def t_interval(means: NDArray[np.float64], *, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of the mean of the trainings' means: mean +- t(n - 1) sd / sqrt(n).
+
+    Args:
+        means: (n,), of n trainings, 2 or more.
+    """
+    scale = stats.sem(means)
+    if not scale:  # scipy gives NaN for an interval without width
+        return float(means[0]), float(means[0])
+    low, high = stats.t.interval(level, len(means) - 1, loc=means.mean(), scale=scale)
+    return float(low), float(high)
 
 
 def bootstrap_interval(
@@ -170,27 +216,21 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def verdict(summary: Paired, margin: float | None = None, *, higher_is_better: bool = True) -> str:
-    """`better`, `worse`, `equivalent` (the interval lies within +-margin) or `no difference shown`.
+def seed_spread(differences: pd.DataFrame, *, level: float = LEVEL) -> SeedSpread | None:
+    """Standard deviation between the seeds of a fold, pooled over folds by their degrees of freedom.
 
-    An interval on one side of 0 that also lies within the margin is `better` or `worse`, and equivalent as
-    well: `better, but equivalent`.
+    Args:
+        differences: as in `summarise`.
+
+    Returns:
+        None where no fold has two seeds.
     """
-    if not np.isfinite(summary.low):
-        return "too few cases"
-    low, high = (summary.low, summary.high) if higher_is_better else (-summary.high, -summary.low)
-    side = "better" if low > 0 else "worse" if high < 0 else ""
-    equivalent = margin is not None and -margin <= low and high <= margin
-    if side:
-        return f"{side}, but equivalent" if equivalent else side
-    return "equivalent" if equivalent else "no difference shown"
-
-
-def _seed_spread(differences: pd.DataFrame) -> float | None:
-    """Pooled over folds, each with its degrees of freedom."""
     means: Any = differences.groupby(["fold", "seed"])["difference"].mean().groupby("fold")
-    freedom = (means.count() - 1).sum()
+    counts = means.count()
+    counts = counts[counts > 1]
+    freedom = int((counts - 1).sum())
     if freedom < 1:
         return None
-    squares = means.var(ddof=1).fillna(0) * (means.count() - 1)
-    return float(np.sqrt(squares.sum() / freedom))
+    sd = float(np.sqrt((means.var(ddof=1)[counts.index] * (counts - 1)).sum() / freedom))
+    low, high = (sd * np.sqrt(freedom / stats.chi2.ppf((1 + sign * level) / 2, freedom)) for sign in (1, -1))
+    return SeedSpread(sd=sd, low=float(low), high=float(high), trainings=int(counts.sum()))

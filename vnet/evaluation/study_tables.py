@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from vnet.core.config import ARMS
 from vnet.core.errors import InputError
 from vnet.core.files import read_json
-from vnet.evaluation.metrics import METRICS
+from vnet.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 
 KEYS = ["fold", "seed", "case", "structure"]
 REQUIRED = ("arm", *KEYS, "refined", "dice", "surface_dice", "hd95_mm", "assd_mm")
@@ -72,7 +74,8 @@ class Study:
 
     @property
     def metrics(self) -> list[str]:
-        return [metric for metric in METRICS if metric in self.cases and self.cases[metric].notna().any()]
+        """The metrics that hold a number; Dice always."""
+        return [m for m in METRICS if m in self.cases and (m == "dice" or self.cases[m].notna().any())]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -84,10 +87,15 @@ class Study:
         """Folds on which choices of the method were made."""
         return {str(fold) for fold in self.settings.get("choice_folds") or ()}
 
+    def changed_runs(self, arm: str) -> int:
+        """How many runs of an arm were made from a tree that differs from its commit (their commit ends with +)."""
+        return sum(run.arm == arm and str(run.info.get("commit") or "").endswith("+") for run in self.runs)
+
     def has(self, comparison: str) -> bool:
-        """Whether both sides of a comparison are there."""
+        """Whether a comparison is `A - B` of two different sides that are there."""
         known = {*self.arms, *(arm + UNREFINED for arm in self.heads)}
-        return all(side.strip() in known for side in comparison.split(" - "))
+        sides = [side.strip() for side in comparison.split(" - ")]
+        return len(sides) == 2 and sides[0] != sides[1] and set(sides) <= known
 
     def on_folds(self, folds: set[str]) -> Study | None:
         """The runs of these folds alone; None where there is none."""
@@ -210,6 +218,8 @@ def read_table(path: Path) -> pd.DataFrame:
             frame[name] = pd.to_numeric(frame[name])
         except (ValueError, TypeError):
             faults.append(f"{path}: column {name} must hold numbers; run the evaluation again")
+        else:
+            faults += _out_of_range(path, frame[name])
     if not frame["refined"].isin(["true", "false"]).all():
         faults.append(f"{path}: column refined must hold true or false")
     for name in ("arm", *KEYS):
@@ -220,6 +230,17 @@ def read_table(path: Path) -> pd.DataFrame:
     if faults:
         raise InputError(faults)
     return frame.assign(refined=frame["refined"] == "true")
+
+
+def _out_of_range(path: Path, values: pd.Series) -> list[str]:
+    """A fault where a score lies outside of its range: [0, 1] for Dice values, 0 and up for distances in mm."""
+    name = str(values.name)
+    if name not in METRICS:
+        return []
+    highest, rule = (1.0, "lie in [0, 1]") if HIGHER_IS_BETTER[name] else (math.inf, "be finite and 0 or more")
+    outside = values[(values < 0) | (values > highest) | np.isinf(values)]
+    advice = "run the evaluation again"
+    return [f"{path}: column {name} must {rule}, got {outside.iloc[0]:g}; {advice}"] if len(outside) else []
 
 
 def _record(table: Path, arm: str, fold: str, seed: str) -> RunRecord:

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from vnet.evaluation.comparison import MEAN, Difference, paired_cases
+from vnet.evaluation.comparison import Difference
+from vnet.evaluation.pairs import MEAN, paired_cases
 from vnet.evaluation.study_tables import Study
 from vnet.report.formatting import comparison_name, side_name
 from vnet.report.refinement_counts import Counts
@@ -49,7 +50,7 @@ def forest(differences: Sequence[Difference], named: Sequence[str], margin: floa
         colour = BLUE if main else GREY
         seeds = found[key].seed_spread
         if seeds is not None:
-            ends = [summary.mean - seeds, summary.mean + seeds]
+            ends = [summary.mean - seeds.sd, summary.mean + seeds.sd]
             axes.plot(ends, [y + 0.28] * 2, color=GREY, linewidth=1, marker="|", markersize=4)
         if math.isfinite(summary.low):
             axes.plot([summary.low, summary.high], [y, y], color=colour, linewidth=2.4 if main else 1.4)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vnet.evaluation.study_tables import Study
+from vnet.report.formatting import marked_side
 from vnet.report.tables import Table
 
 ALONE = "seconds_per_step_alone"  # from the benchmark of steps, not from the runs
@@ -59,7 +60,10 @@ def costs_table(study: Study) -> Table:
     base = by_arm[study.arms[0]]
     alone = any(math.isfinite(values[ALONE]) for values in by_arm.values())
     shown = [key for key in COSTS if alone or key != ALONE]
-    rows = [(arm, *(_cost(key, values[key], base[key]) for key in shown)) for arm, values in by_arm.items()]
+    rows = [
+        (marked_side(study, arm), *(_cost(key, values[key], base[key]) for key in shown))
+        for arm, values in by_arm.items()
+    ]
     note = f"In brackets: the ratio to {study.arms[0]}. Means over the runs of an arm."
     if alone:
         note += (

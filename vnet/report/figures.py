@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure as Chart
 
-from vnet.evaluation.comparison import MEAN, arm_means, refinement_comparisons
+from vnet.evaluation.comparison import arm_means, refinement_comparisons
+from vnet.evaluation.pairs import MEAN
 from vnet.evaluation.refinement import ALL
 from vnet.report import charts
 from vnet.report.costs import ALONE, costs
@@ -69,12 +70,12 @@ def _plain(name: str) -> str:
 
 
 def _shown(report: Report) -> list[str]:
-    return [*report.named, *(n for n in refinement_comparisons(report.study) if n not in report.named)]
+    return list(dict.fromkeys([*report.named, *report.others, *refinement_comparisons(report.study)]))
 
 
 def _forest(report: Report) -> Found:
     if any(d.summary for d in report.differences):
-        figure = charts.forest(report.differences, _shown(report), report.margin)
+        figure = charts.forest(report.differences, _shown(report), report.margin.dice if report.margin else None)
         yield (
             "forest",
             figure,

@@ -63,11 +63,26 @@ def differences_csv(differences: Sequence[Difference]) -> str:
     for d in differences:
         row: dict[str, Any] = {"comparison": d.comparison, "structure": d.structure, "metric": d.metric}
         row |= {"confirmatory": d.confirmatory, "verdict": d.verdict}
-        row |= (vars(d.summary) if d.summary else {}) | {
-            "seed_spread": d.seed_spread,
-            "spread_measured": d.spread_measured,
-            "p_holm": d.p_holm,
-            "one_sided": d.one_sided,
-        }
+        row |= _summary_cells(d)
         rows.append(row)
     return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _summary_cells(d: Difference) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    if d.summary and d.means:
+        cells = dict(zip(("first_mean", "second_mean"), d.means, strict=True)) | vars(d.summary)
+        trainings = cells.pop("over_trainings") or (None, None)
+        cells |= dict(zip(("low_over_trainings", "high_over_trainings"), trainings, strict=True))
+    spread = d.seed_spread
+    return cells | {
+        "seed_spread": spread and spread.sd,
+        "seed_spread_low": spread and spread.low,
+        "seed_spread_high": spread and spread.high,
+        "seed_spread_trainings": spread and spread.trainings,
+        "p_holm": d.p_holm,
+        "missed": d.missed,
+        "mean_without_missed": d.without_missed,
+        "absent": d.absent,
+        "invented": d.invented,
+    }

@@ -62,14 +62,13 @@ pre { background: var(--tint); padding: .7rem 1rem; overflow-x: auto; font-size:
 def html_page(report: Report, figures: Sequence[Figure]) -> str:
     """The page as text."""
     study = report.study
-    tables = {table.title: table for table in report.tables()}
-    by_structure, cost, scores = (tables.pop(title) for title in reversed([*tables][-3:]))
+    scores, cost = report.score_tables()
     parts = [
         f"<h1>{escape(QUESTION)}</h1>",
         f'<p class="answer">{escape(" ".join(report.headline()))}</p>',
         *(f'<p class="note">{escape(note)}</p>' for note in report.notes()),
         "<h2>The differences</h2>",
-        *map(_table, tables.values()),
+        *map(_table, report.difference_tables()),
         *_figures(figures, "differences"),
         "<h2>The scores, and what they cost</h2>",
         _table(scores),
@@ -79,7 +78,8 @@ def html_page(report: Report, figures: Sequence[Figure]) -> str:
         *_figures(figures, "cases"),
         *_where(report, figures),
         "<h2>By structure and metric</h2>",
-        _table(by_structure),
+        _table(report.structures_table()),
+        *map(_table, report.checkpoint_tables()),
         *_pictures(study),
         "<h2>Methods</h2>",
         *(f"<p>{escape(paragraph)}</p>" for paragraph in methods.methods(study, report.named, report.margin)),

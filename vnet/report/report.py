@@ -11,48 +11,60 @@ import pandas as pd
 
 from vnet.core.errors import InputError
 from vnet.evaluation.comparison import (
-    MEAN,
     Difference,
     compare,
+    named_comparisons,
     refinement_comparisons,
     usual_comparisons,
     with_spread_of,
 )
+from vnet.evaluation.null import Null, seed_nulls
+from vnet.evaluation.pairs import MEAN
 from vnet.evaluation.refinement import ALL
 from vnet.evaluation.study_tables import Study, find_tables, read_study
+from vnet.evaluation.verdicts import EquivalenceMargin
 from vnet.report import sentences
-from vnet.report.comparison_tables import answers_table, scores_table, structures_table
+from vnet.report.comparison_tables import differences_table, nulls_table, scores_table, structures_table
 from vnet.report.costs import costs_table
+from vnet.report.formatting import listed
 from vnet.report.refinement_counts import by_bin, read_refinement, refinement_table
 from vnet.report.subgroups import subgroups_table
 from vnet.report.tables import Table
 
 SHOWN_MISSING = 12
+OF_ONE_CHECKPOINT = (
+    "Exploratory: what refining does to the output of a network that was trained with a head. The gain of having a head"
+    " is the comparison with the arm without one."
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The content of a report.
 
     Attributes:
         study: the runs that are evidence.
         named: the comparisons named beforehand, whose mean Dice is tested.
+        others: comparisons that were not named beforehand.
         differences: every comparison by structure and metric.
+        nulls: differences between seeds of one arm.
         refined: rows of every refinement.csv.
-        margin: Dice within which two arms are equivalent; None for no such verdict.
+        margin: of the verdict `equivalent`; None for no such verdict.
         missing: runs that the study's config asks for and that have no table.
         apart: differences on the folds on which choices were made; empty where there are none.
-        spread_note: the study that the seed spread is from, if not this one.
+        remarks: further notes.
     """
 
     study: Study
     named: tuple[str, ...]
+    others: tuple[str, ...]
     differences: tuple[Difference, ...]
+    nulls: tuple[Null, ...]
     refined: pd.DataFrame
-    margin: float | None
+    margin: EquivalenceMargin | None
     missing: tuple[str, ...] = ()
     apart: tuple[Difference, ...] = ()
-    spread_note: str = ""
+    remarks: tuple[str, ...] = ()
 
     def headline(self) -> list[str]:
         """One or two sentences: the outcome of the first named comparisons."""
@@ -60,25 +72,56 @@ class Report:
 
     def notes(self) -> list[str]:
         """What limits the outcome, a sentence or two each."""
-        more = len(self.missing) - SHOWN_MISSING
-        shown = ", ".join(self.missing[:SHOWN_MISSING]) + (f" and {more} more" if more > 0 else "")
         folds = {run.fold for run in self.study.runs}
         chosen = self.study.choice_folds and folds <= self.study.choice_folds
         notes = [
-            f"Runs not there yet: {shown}." if self.missing else "",
+            f"Runs not there yet: {listed(self.missing, SHOWN_MISSING)}." if self.missing else "",
             f"No evidence yet: choices of the method were made on fold {', '.join(sorted(folds))}." if chosen else "",
             sentences.scope(self.differences),
-            self.spread_note,
+            *sentences.null_sentences(self.nulls),
+            sentences.margin_sentence(self.margin),
+            *self.remarks,
         ]
         return [note for note in notes if note]
 
+    def difference_tables(self) -> list[Table]:
+        """Mean foreground Dice: of named comparisons, of others, of the folds of choices, of seeds of one arm."""
+        tables = []
+        if self.named:
+            title = "Named comparisons: mean foreground Dice"
+            tables.append(differences_table(self.differences, self.named, title))
+        if self.others:
+            title = "Not named beforehand, exploratory: mean foreground Dice"
+            note = "The p is not adjusted for the number of comparisons."
+            tables.append(differences_table(self.differences, self.others, title, note).without("p (Holm)"))
+        if self.apart:
+            title = f"Fold {', '.join(sorted(self.study.choice_folds))}, on which choices were made, and no evidence"
+            shown = [d.comparison for d in self.apart if d.structure == MEAN and d.metric == "dice"]
+            tables.append(differences_table(self.apart, shown, title).without("p", "p (Holm)", "verdict"))
+        return [*tables, *([nulls_table(self.nulls)] if self.nulls else [])]
+
+    def score_tables(self) -> list[Table]:
+        """Scores by arm, and costs."""
+        return [scores_table(self.study), costs_table(self.study)]
+
+    def structures_table(self, metrics: Sequence[str] | None = None) -> Table:
+        """Differences by structure, of `metrics` or of all."""
+        return structures_table(self.differences, self.study.metrics if metrics is None else metrics)
+
+    def checkpoint_tables(self) -> list[Table]:
+        """Refined minus unrefined output of one checkpoint; none without a head."""
+        shown = [name for name in refinement_comparisons(self.study) if name not in (*self.named, *self.others)]
+        title = "Refined - unrefined output of one checkpoint: mean foreground Dice"
+        table = differences_table(self.differences, shown, title, OF_ONE_CHECKPOINT).without("p (Holm)")
+        return [table] if shown else []
+
     def tables(self) -> list[Table]:
-        """The main tables; differences first, then scores, costs and differences by structure."""
+        """The main tables."""
         return [
-            *self._difference_tables(),
-            scores_table(self.study),
-            costs_table(self.study),
-            structures_table(self.differences, self.study.metrics),
+            *self.difference_tables(),
+            *self.score_tables(),
+            self.structures_table(),
+            *self.checkpoint_tables(),
         ]
 
     def refinement_tables(self) -> list[Table]:
@@ -94,56 +137,73 @@ class Report:
             refinement_table(margin, "Refined voxels by margin of the unrefined output", "logits"),
         ]
 
-    def _difference_tables(self) -> list[Table]:
-        own = [name for name in refinement_comparisons(self.study) if name not in self.named]
-        tables = []
-        if self.named:
-            title = "Named comparisons: mean foreground Dice"
-            tables.append(answers_table(self.differences, self.named, title))
-        if own:
-            title = "Refinement on and off, one checkpoint: mean foreground Dice"
-            tables.append(answers_table(self.differences, own, title))
-        if self.apart:
-            title = f"Fold {', '.join(sorted(self.study.choice_folds))}, on which choices were made, and no evidence"
-            untested = [column for column in tables[0].columns if column not in ("p", "p (Holm)", "verdict")]
-            shown = [d.comparison for d in self.apart if d.structure == MEAN and d.metric == "dice"]
-            tables.append(answers_table(self.apart, shown, title).only(*untested))
-        return tables
-
 
 def build_report(
-    paths: Sequence[Path], comparisons: Sequence[str] | None = None, margin: float | None = None
+    paths: Sequence[Path],
+    *,
+    named: Sequence[str] | None = None,
+    others: Sequence[str] | None = None,
+    margin: EquivalenceMargin | None = None,
 ) -> Report:
     """Read the runs below `paths` and compare them.
 
     Args:
         paths: folders of runs, or tables; see `vnet.evaluation.study_tables.read_study`.
-        comparisons: named beforehand; None takes those of the study's config, or the usual ones.
-        margin: Dice within which two arms are equivalent; None takes the study's.
+        named: comparisons named beforehand; None takes those of the study's config.
+        others: further comparisons; None takes the usual ones where none is named.
+        margin: None takes the study's.
 
     Raises:
-        InputError: nothing to compare, or tables that do not fit each other.
+        InputError: tables that do not fit each other, or comparisons of arms that are not there.
     """
-    if margin is not None and not 0 <= margin < math.inf:
-        raise InputError(f"the margin must be a Dice of 0 or more, got {margin}")
     whole = read_study(paths)
     chosen = whole.choice_folds
     study = whole.on_folds({run.fold for run in whole.runs} - chosen) or whole
     apart = whole.on_folds(chosen) if study is not whole else None
-    named = tuple(usual_comparisons(study) if comparisons is None else comparisons)
-    margin = study.settings.get("equivalence_margin") if margin is None else margin
-    differences = compare(study, named, margin)
-    beside, spread_note = spread_beside(whole)
+    named = tuple(named_comparisons(study) if named is None else named)
+    if others is None:
+        others = () if named else usual_comparisons(study)
+    others = tuple(name for name in others if name not in named)
+    used, margin_remark = (margin, "") if margin else study_margin(study)
+    dice = used.dice if used else None
+    beside, spread_remark = spread_beside(whole)
+    differences = compare(study, named, others, margin=dice)
+    shown_apart = [name for name in (*named, *others) if apart and apart.has(name)]
     return Report(
-        study,
-        named,
-        tuple(with_spread_of(differences, beside)),
-        read_refinement(study),
-        margin,
+        study=study,
+        named=named,
+        others=others,
+        differences=tuple(with_spread_of(differences, beside)),
+        nulls=tuple(seed_nulls(study)),
+        refined=read_refinement(study),
+        margin=used,
         missing=tuple(whole.missing()),
-        apart=tuple(compare(apart, [name for name in named if apart.has(name)], margin)) if apart else (),
-        spread_note=spread_note,
+        apart=tuple(compare(apart, shown_apart, margin=dice)) if apart else (),
+        remarks=tuple(remark for remark in (margin_remark, spread_remark) if remark),
     )
+
+
+def study_margin(study: Study) -> tuple[EquivalenceMargin | None, str]:
+    """The equivalence margin of the study's config, and a remark where it is not used, as it has no reason."""
+    dice, reason = (study.settings.get(key) for key in ("equivalence_margin", "equivalence_reason"))
+    if not dice:
+        return None, ""
+    if not reason:
+        return None, f"The equivalence margin of {dice:g} Dice is not used: study.equivalence_reason gives no reason."
+    return checked_margin(float(dice), str(reason)), ""
+
+
+def checked_margin(dice: float, reason: str | None) -> EquivalenceMargin:
+    """A margin with its reason.
+
+    Raises:
+        InputError: it is no Dice, or has no reason.
+    """
+    if not 0 <= dice < math.inf:
+        raise InputError(f"the margin must be a Dice of 0 or more, got {dice}")
+    if not (reason or "").strip():
+        raise InputError(f"the margin of {dice:g} Dice needs a reason, which is printed; give --margin-reason")
+    return EquivalenceMargin(dice, str(reason))
 
 
 def spread_beside(study: Study) -> tuple[list[Difference], str]:
@@ -158,5 +218,5 @@ def spread_beside(study: Study) -> tuple[list[Difference], str]:
         return [], ""
     seeds = read_study([folder])
     folds, numbers = ({str(getattr(run, key)) for run in seeds.runs} for key in ("fold", "seed"))
-    note = f"Seed spread: from {name} (fold {', '.join(sorted(folds))}, seeds {', '.join(sorted(numbers))})"
-    return compare(seeds, usual_comparisons(seeds)), note + "; ~ marks the root mean square of what was measured there."
+    note = f"Seed spread: of the same comparison in {name} (fold {', '.join(sorted(folds))}, seeds"
+    return compare(seeds, named_comparisons(seeds), usual_comparisons(seeds)), f"{note} {', '.join(sorted(numbers))})."

@@ -14,7 +14,7 @@ import pandas as pd
 
 from vnet.core.files import read_json
 from vnet.core.tables import read_table
-from vnet.evaluation.comparison import MEAN
+from vnet.evaluation.pairs import MEAN
 from vnet.evaluation.refinement import ALL, COUNTS
 from vnet.evaluation.study_tables import Study
 from vnet.report.formatting import change, score

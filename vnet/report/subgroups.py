@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from vnet.evaluation.comparison import paired_structures
+from vnet.evaluation.pairs import paired_structures
 from vnet.evaluation.statistics import summarise
 from vnet.evaluation.study_tables import Study
 from vnet.report.formatting import change, comparison_name, interval

@@ -25,6 +25,10 @@ class Table:
         first = sum(i < self.first_number for i in kept)
         return Table(self.title, tuple(self.columns[i] for i in kept), rows, self.note, first)
 
+    def without(self, *columns: str) -> Table:
+        """The table without these columns."""
+        return self.only(*(column for column in self.columns if column not in columns))
+
     def csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

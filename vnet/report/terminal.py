@@ -12,20 +12,21 @@ from vnet.core.config import Config
 from vnet.core.tables import read_table
 from vnet.evaluation.study_tables import read_study
 from vnet.report import run_summary
-from vnet.report.comparison_tables import structures_table
 from vnet.report.files import write_report
 from vnet.report.report import Report, build_report
 from vnet.report.tables import Table
 
-PIPED_COLUMNS = 160
+PIPED_COLUMNS = 180
 SHOWN_COLUMNS = (
     "comparison",
+    "arm",
+    "seeds",
     "verdict",
+    "means",
     "difference",
     "95 % interval",
-    "seed spread",
+    "over trainings",
     "p (Holm)",
-    "better / worse",
     "cases",
 )
 
@@ -33,12 +34,18 @@ SHOWN_COLUMNS = (
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print what fits a terminal: fewer columns than the page, two metrics by structure, the headline last."""
     console = console or terminal()
-    *differences, scores, costs, _ = report.tables()
-    by_structure = structures_table(report.differences, ["dice", "hd95_mm"])
-    for table in [scores, costs, by_structure, *(table.only(*SHOWN_COLUMNS) for table in differences)]:
+    details = [*report.score_tables(), report.structures_table(["dice", "hd95_mm"])]
+    # the headline comes last, beside the prompt, and the named comparisons right before it
+    differences = [*report.checkpoint_tables(), *reversed(report.difference_tables())]
+    for table in [*details, *(_narrow(table) for table in differences)]:
         console.print(rich_table(table), "")
     for line in [*report.headline(), *report.notes()]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _narrow(table: Table) -> Table:
+    """The columns of a table of differences that fit a terminal: the corrected p where there is one, else p."""
+    return table.only(*SHOWN_COLUMNS, *(() if "p (Holm)" in table.columns else ("p",)))
 
 
 def print_comparison(config: Config) -> None:
@@ -54,7 +61,7 @@ def print_comparison(config: Config) -> None:
                 tables += [
                     root / place for root in (Path(config.run_root), Path("results")) if (root / place).is_file()
                 ][:1]
-    report = build_report(tables, config.study.comparisons or None, config.study.equivalence_margin)
+    report = build_report(tables, named=config.study.comparisons)
     print_report(report)
     page = write_report(report, Path(config.run_root, config.name, "report"))
     print(f"report: {page}")

@@ -11,6 +11,7 @@ import pytest
 
 ARMS = {"dense": 0.0, "coarse_s2": -0.02, "pointrend_s2": 0.001, "coarse_s4": -0.06, "pointrend_s4": -0.015}
 COSTS = {"dense": 0.41, "coarse_s2": 0.20, "pointrend_s2": 0.22, "coarse_s4": 0.16, "pointrend_s4": 0.19}
+NAMED = {"comparisons": ["pointrend_s2 - coarse_s2", "pointrend_s4 - coarse_s4", "pointrend_s2 - dense"]}
 HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm,band_dice,truth_ml,thinness"
 
 
@@ -66,7 +67,7 @@ def write_run(root: Path, arm: str, *, fold=0, seed=0, cases=12, offset=None, st
 
 @pytest.fixture
 def make_run() -> Callable[..., Path]:
-    """`write_run`, for tests in this folder."""
+    """`write_run`, as a fixture."""
     return write_run
 
 
@@ -74,7 +75,7 @@ def make_run() -> Callable[..., Path]:
 def pair_folder(tmp_path: Path) -> Path:
     """Two arms on one fold: what is enough to lay a report out."""
     for arm in ("dense", "pointrend_s2"):
-        write_run(tmp_path / "toy", arm, cases=4)
+        write_run(tmp_path / "toy", arm, cases=4, study=NAMED)
     return tmp_path / "toy"
 
 
@@ -84,7 +85,7 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study") / "toy"
     for arm in ARMS:
         for fold in (0, 1):
-            write_run(root, arm, fold=fold)
+            write_run(root, arm, fold=fold, study=NAMED)
     picture = root / "pointrend_s2" / "fold0_seed0" / "pictures" / "worst_case.png"
     picture.parent.mkdir()
     picture.write_bytes(b"not decoded here")

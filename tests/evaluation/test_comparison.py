@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 
 from vnet.core.errors import InputError
-from vnet.evaluation.comparison import MEAN, arm_means, compare, paired_cases, refinement_comparisons, usual_comparisons
+from vnet.evaluation.comparison import (
+    arm_means,
+    compare,
+    named_comparisons,
+    refinement_comparisons,
+    usual_comparisons,
+    with_spread_of,
+)
+from vnet.evaluation.pairs import MEAN, paired_cases
 from vnet.evaluation.study_tables import read_study
 
 HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm\n"
@@ -31,11 +39,12 @@ def test_a_known_difference_comes_back(tmp_path, make_run):
     found = compare(read_study([tmp_path]), ["pointrend_s2 - dense"], margin=0.002)
     dice = pick(found, "pointrend_s2 - dense")
     assert dice.summary.mean == pytest.approx(0.005, abs=1e-6)
-    assert (dice.verdict, dice.summary.better, dice.summary.cases) == ("better", 1.0, 12)
+    assert (dice.verdict, dice.summary.better, dice.summary.cases) == ("better in this training", 1.0, 12)
+    assert dice.means[0] - dice.means[1] == pytest.approx(0.005, abs=1e-6)
     # lower is better: the sign is the metric's, the verdict is the arm's
     hd95 = pick(found, "pointrend_s2 - dense", "vessel", "hd95_mm")
     assert hd95.summary.mean == pytest.approx(-0.05, abs=1e-5)
-    assert (hd95.verdict, hd95.summary.better) == ("better", 1.0)
+    assert (hd95.verdict, hd95.summary.better) == ("better in this training", 1.0)
 
 
 def test_refinement_on_and_off_is_a_comparison_of_its_own(study_folder):
@@ -67,19 +76,113 @@ def test_pairs_are_of_the_same_run_and_case(tmp_path):
     assert list(pairs["difference"]) == pytest.approx([0.4, 0.2])
 
 
-def test_a_blank_on_one_side_takes_the_structure_out_of_both_means(tmp_path):
-    rows = ["0,0,x,organ,false,{},1,1,1", "0,0,x,vessel,false,{},{},{},{}"]
-    # the vessel is absent: one arm says so, the other predicts it and scores 0
-    table(tmp_path / "a", "a," + rows[0].format(0.9), "a," + rows[1].format("", "", "", ""))
-    table(tmp_path / "b", "b," + rows[0].format(0.7), "b," + rows[1].format(0, 0, 50, 50))
+def invented_vessel(folder):
+    """A case whose vessel is absent in the truth: `a` says so, `b` predicts it."""
+    table(folder / "a", "a,0,0,x,organ,false,.9,1,1,1", "a,0,0,x,vessel,false,,,,")
+    table(folder / "b", "b,0,0,x,organ,false,.7,1,1,1", "b,0,0,x,vessel,false,0,0,50,50")
+    return read_study([folder])
+
+
+def test_a_structure_that_one_arm_invents_counts_as_perfect_on_the_other_side(tmp_path):
+    found = compare(invented_vessel(tmp_path), ["a - b"])
+    mean, vessel = pick(found, "a - b"), pick(found, "a - b", "vessel")
+    # a: (.9 + 1) / 2, b: (.7 + 0) / 2; the means are of the comparison's own pairs
+    assert mean.means == pytest.approx((0.95, 0.35))
+    assert mean.summary.mean == pytest.approx(0.6)
+    assert (vessel.means, vessel.invented, vessel.absent) == ((1.0, 0.0), 1, 0)
+    hd95 = pick(found, "a - b", "vessel", "hd95_mm")
+    assert (hd95.means, hd95.missed) == ((0.0, 50.0), 1)
+    assert (hd95.without_missed != hd95.without_missed) is True  # the one pair is the missed one
+    # distances of the case: (1 + 0) / 2 against (1 + 50) / 2; without the invented vessel they are equal
+    of_case = pick(found, "a - b", MEAN, "hd95_mm")
+    assert of_case.summary.mean == pytest.approx(-25)
+    assert of_case.without_missed == 0
+
+
+def test_the_table_of_false_positives_of_before_is_no_tie(tmp_path):
+    # .9 and blank against .9 and an invented vessel: .9000 against .4500 by arm, once +0.0000 as a comparison
+    table(tmp_path / "a", "a,0,0,x,organ,false,.9,1,1,1", "a,0,0,x,vessel,false,,,,")
+    table(tmp_path / "b", "b,0,0,x,organ,false,.9,1,1,1", "b,0,0,x,vessel,false,0,0,50,50")
     study = read_study([tmp_path])
-    assert paired_cases(study, "a - b", MEAN, "dice")["difference"].tolist() == pytest.approx([0.2])
-    found = pick(compare(study, ["a - b"]), "a - b", "vessel")
-    assert (found.summary, found.verdict, found.one_sided) == (None, "no shared case", 1)
-    means = arm_means(study).set_index(["side", "structure"])
+    by_arm = arm_means(study).set_index(["side", "structure"])["dice"]
+    assert (by_arm["a", MEAN], by_arm["b", MEAN]) == pytest.approx((0.9, 0.45))
+    assert pick(compare(study, ["a - b"]), "a - b").summary.mean == pytest.approx(0.95 - 0.45)
+
+
+def test_absent_in_truth_and_both_arms_is_left_out_and_counted(tmp_path):
+    for arm, dice in (("a", 0.9), ("b", 0.7)):
+        table(tmp_path / arm, f"{arm},0,0,x,organ,false,{dice},1,1,1", f"{arm},0,0,x,vessel,false,,,,")
+    found = compare(read_study([tmp_path]), ["a - b"])
+    vessel = pick(found, "a - b", "vessel")
+    assert (vessel.summary, vessel.verdict, vessel.absent, vessel.invented) == (None, "no shared case", 1, 0)
+    assert pick(found, "a - b").means == pytest.approx((0.9, 0.7))
+
+
+def test_means_by_arm_leave_blanks_out_and_count_them(tmp_path):
+    means = arm_means(invented_vessel(tmp_path)).set_index(["side", "structure"])
     assert means.loc[("b", MEAN), "dice"] == pytest.approx(0.35)
     assert means.loc[("a", MEAN), "dice"] == pytest.approx(0.9)
-    assert (means.loc[("b", "vessel"), "missed"], means.loc[("a", "vessel"), "cases"]) == (1, 0)
+    assert list(means.loc[("b", "vessel"), ["missed", "absent"]]) == [1, 0]
+    assert list(means.loc[("a", "vessel"), ["missed", "absent", "cases"]]) == [0, 1, 0]
+    # the mean distance with the diagonal of the invented vessel, and without it
+    assert list(means.loc[("b", MEAN), ["hd95_mm", "found_hd95_mm"]]) == [25.5, 1.0]
+
+
+def test_a_table_that_is_blank_everywhere_holds_nothing_to_compare(tmp_path):
+    for arm in "ab":
+        table(tmp_path / arm, f"{arm},0,0,x,organ,false,,,,")
+    study = read_study([tmp_path])
+    assert study.metrics == ["dice"]
+    found = pick(compare(study, ["a - b"]), "a - b")
+    assert (found.summary, found.verdict, found.absent) == (None, "no shared case", 1)
+
+
+def test_tables_that_disagree_on_the_truth_are_refused(tmp_path):
+    table(tmp_path / "a", "a,0,0,x,organ,false,.9,1,1,1")
+    table(tmp_path / "b", "b,0,0,x,organ,false,,,,")
+    with pytest.raises(InputError, match="case x, structure organ: absent in the truth by one row .* \\(Dice 0.9\\)"):
+        compare(read_study([tmp_path]), ["a - b"])
+
+
+def test_what_has_no_partner_is_named(tmp_path):
+    table(tmp_path / "a", *(f"a,0,0,{case},organ,false,.9,1,1,1" for case in "xyz"), "a,1,0,w,organ,false,.9,1,1,1")
+    table(tmp_path / "b", *(f"b,0,0,{case},organ,false,.8,1,1,1" for case in "yzv"))
+    found = pick(compare(read_study([tmp_path]), ["a - b"]), "a - b")
+    assert found.summary.cases == 2
+    assert found.unpaired == ("fold 1 seed 0 of a (1 cases)", "x of a", "v of b")
+
+
+def test_comparisons_not_named_beforehand_are_not_tested_together_with_those_that_are(study_folder):
+    study = read_study([study_folder])
+    found = compare(study, ["pointrend_s2 - dense"], ["pointrend_s4 - dense"])
+    assert [d.comparison for d in found if d.confirmatory] == ["pointrend_s2 - dense"]
+    assert pick(found, "pointrend_s2 - dense").p_holm == pick(found, "pointrend_s2 - dense").summary.p
+    assert pick(found, "pointrend_s4 - dense").p_holm is None
+
+
+def test_the_verdict_of_a_named_comparison_uses_the_corrected_p(tmp_path, make_run):
+    # six cases that all gain have p = 2/64; of two such comparisons corrected by Holm none lies below .05
+    for arm, offset in (("dense", 0.0), ("coarse_s2", 0.0), ("pointrend_s2", 0.01)):
+        make_run(tmp_path, arm, offset=offset, spread=0.001, cases=6)
+    study = read_study([tmp_path])
+    both = ["pointrend_s2 - dense", "pointrend_s2 - coarse_s2"]
+    assert [pick(compare(study, both), name).verdict for name in both] == ["no difference shown"] * 2
+    assert pick(compare(study, both[:1]), both[0]).verdict == "better in this training"
+    assert pick(compare(study, [], both), both[0]).verdict == "better in this training"
+
+
+def test_the_seed_spread_is_taken_from_the_same_comparison_alone(tmp_path, make_run):
+    for seed in (0, 1):
+        make_run(tmp_path / "seeds", "dense", offset=0.0, spread=0, seed=seed)
+        make_run(tmp_path / "seeds", "pointrend_s2", offset=0.01 * seed, spread=0, seed=seed)
+    for arm in ("dense", "pointrend_s2", "pointrend_s4"):
+        make_run(tmp_path / "study", arm, spread=0)
+    names = ["pointrend_s2 - dense", "pointrend_s4 - dense"]
+    seeds = compare(read_study([tmp_path / "seeds"]), names[:1])
+    found = with_spread_of(compare(read_study([tmp_path / "study"]), names), seeds)
+    measured = pick(found, names[0]).seed_spread
+    assert (measured.sd, measured.trainings) == (pytest.approx(0.01 / 2**0.5, abs=1e-6), 2)
+    assert pick(found, names[1]).seed_spread is None
 
 
 def test_seeds_are_averaged_within_a_case(tmp_path):
@@ -89,7 +192,7 @@ def test_seeds_are_averaged_within_a_case(tmp_path):
     summary = pick(compare(read_study([tmp_path]), ["a - b"]), "a - b").summary
     assert (summary.cases, summary.runs) == (2, 2)
     assert summary.mean == pytest.approx((0.2 - 0.1) / 2)
-    assert summary.seed_spread == pytest.approx(0.1 / 2**0.5)  # the runs' means are .1 and 0
+    assert summary.seed_spread.sd == pytest.approx(0.1 / 2**0.5)  # the runs' means are .1 and 0
 
 
 def test_the_usual_comparisons_are_those_whose_arms_are_there(study_folder, tmp_path, make_run):
@@ -101,10 +204,13 @@ def test_the_usual_comparisons_are_those_whose_arms_are_there(study_folder, tmp_
     make_run(tmp_path / "own", "wide", offset=0.0)
     make_run(tmp_path / "own", "dense")
     assert usual_comparisons(read_study([tmp_path / "own"])) == ["wide - dense"]
-    named = {"comparisons": ["dense - wide"]}
-    make_run(tmp_path / "named", "wide", offset=0.0, study=named)
-    make_run(tmp_path / "named", "dense", study=named)
-    assert usual_comparisons(read_study([tmp_path / "named"])) == ["dense - wide"]
+
+
+def test_named_comparisons_are_those_of_the_config_whose_arms_are_there(tmp_path, make_run):
+    named = {"comparisons": ["dense - wide", "narrow - dense"]}
+    make_run(tmp_path, "wide", offset=0.0, study=named)
+    make_run(tmp_path, "dense", study=named)
+    assert named_comparisons(read_study([tmp_path])) == ["dense - wide"]
 
 
 def test_missing_runs_are_named(tmp_path, make_run):
@@ -144,6 +250,9 @@ def test_names_that_look_like_blanks_or_numbers_stay_names(tmp_path):
         ("a,b\n1,2\n", "lacks the columns arm, fold, seed"),
         (HEADER, "no rows; the runs scored no case"),
         (HEADER + "a,0,0,x,organ,false,high,1,1,1\n", "column dice must hold numbers"),
+        (HEADER + "a,0,0,x,organ,false,1.02,1,1,1\n", r"column dice must lie in \[0, 1\], got 1.02"),
+        (HEADER + "a,0,0,x,organ,false,.5,-.1,1,1\n", r"column surface_dice must lie in \[0, 1\], got -0.1"),
+        (HEADER + "a,0,0,x,organ,false,.5,1,inf,1\n", "column hd95_mm must be finite and 0 or more, got inf"),
         (HEADER + "a,0,0,x,organ,yes,.5,1,1,1\n", "column refined must hold true or false"),
         (HEADER + "a,0,0,x,,false,.5,1,1,1\n", "column structure holds a blank"),
         (HEADER + "a,0,0,x,organ,false,.5,1,1,1\n" * 2, "holds a case and structure twice"),
