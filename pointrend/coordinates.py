@@ -90,6 +90,22 @@ def check_extent(extent: Sequence[float] | None, ndim: int) -> tuple[float, ...]
     return tuple(float(share) for share in extent)
 
 
+def whole_grid(size: Sequence[int], extent: Sequence[float]) -> tuple[int, ...] | None:
+    """The grid over the whole unit cube that a grid over a share of it is the first part of.
+
+    Args:
+        size: voxels per axis of the part, which fills `extent` of the cube from its origin.
+        extent: per axis in (0, 1].
+
+    Returns:
+        Voxels per axis, such as 6 for 5 voxels over 5 / 6 of the cube; None where it is not a whole number.
+    """
+    lengths = [voxels / share for voxels, share in zip(size, extent, strict=True)]
+    whole = tuple(round(length) for length in lengths)
+    near = all(abs(length - n) <= 1e-6 for length, n in zip(lengths, whole, strict=True))
+    return whole if near else None
+
+
 def check_size(size: Sequence[int], ndim: int) -> tuple[int, ...]:
     """The size of a target grid as plain integers.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pointrend._kernels.threads import traced
 from pointrend.boxes import Boxes
-from pointrend.coordinates import check_extent, extent_centres, voxel_centres
+from pointrend.coordinates import check_extent, extent_centres, voxel_centres, whole_grid
 from pointrend.head import PointHead
 from pointrend.inputs import WINDOW, HeadInputs
 from pointrend.losses import point_losses
@@ -321,14 +321,13 @@ class PointRend(nn.Module):
                 chunk=chunk,
             )
         shares = check_extent(extent, coarse.ndim - 2)
-        whole = all(share == 1 for share in shares)
 
         def logits_at(sample: int, index: Tensor, grid: tuple[int, ...]) -> Tensor:
             points = extent_centres(index, grid, shares)[None]
             at_points = interpolate_at(coarse[sample, None], points)
             own = {name: features[name][sample, None] for name in self.feature_names if name in features}
             picture = None if image is None else image[sample, None]
-            return self.predict_points(points, at_points, own, picture, grid=grid if whole else None)[0]
+            return self.predict_points(points, at_points, own, picture, grid=whole_grid(grid, shares))[0]
 
         return subdivide(
             coarse,

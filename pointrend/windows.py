@@ -41,9 +41,20 @@ def read_window(volume: Tensor, points: Tensor, window: int, grid: Sequence[int]
     size = tuple(volume.shape[2:])
     if grid is not None and tuple(grid) == size:
         return _around_voxels(volume, flat_index(points, size), window)
+    if _compiled_reads(volume, points):
+        from pointrend._kernels.interpolated_windows import interpolate_windows
+
+        return interpolate_windows(volume, points, window)
     shifted = points[:, :, None] + _offsets(window, points) / points.new_tensor(size)  # (B, N, window^ndim, ndim)
     values = interpolate_at(volume, shifted.transpose(1, 2).flatten(1, 2))
     return values.unflatten(2, (window ** len(size), points.shape[1])).flatten(1, 2)
+
+
+def _compiled_reads(volume: Tensor, points: Tensor) -> bool:
+    """Whether the compiled loop may read between voxels: float32 on the CPU, no gradient wanted, no tracing."""
+    plain = volume.device.type == points.device.type == "cpu" and volume.dtype == points.dtype == torch.float32
+    moving = torch.is_grad_enabled() and (volume.requires_grad or points.requires_grad)
+    return plain and not moving and not traced()
 
 
 def _offsets(window: int, points: Tensor) -> Tensor:

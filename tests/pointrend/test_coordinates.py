@@ -17,6 +17,7 @@ from pointrend.coordinates import (
     interpolation_table,
     to_grid,
     voxel_centres,
+    whole_grid,
 )
 
 
@@ -62,6 +63,16 @@ def test_extent_scales_the_centres():
     plain, part = voxel_centres(index, (2, 2)), extent_centres(index, (2, 2), (0.5, 1.0))
     torch.testing.assert_close(part, plain * torch.tensor([0.5, 1.0]))
     assert torch.equal(extent_centres(index, (2, 2), (1.0, 1.0)), plain)
+
+
+def test_a_part_of_a_grid_has_the_voxels_of_the_whole():
+    assert whole_grid((5, 7, 10), (5 / 6, 7 / 8, 1.0)) == (6, 8, 10)
+    assert whole_grid((301, 3), (301 / 336, 3 / 7)) == (336, 7)
+    assert whole_grid((5, 7), (0.5, 0.9)) is None
+    index = torch.arange(5 * 7)
+    points = extent_centres(index, (5, 7), (5 / 6, 7 / 8))
+    rows, columns = index // 7, index % 7
+    assert torch.equal(flat_index(points, (6, 8)), rows * 8 + columns)
 
 
 def test_a_table_by_hand():

@@ -365,6 +365,23 @@ def test_refinement_may_go_to_the_grid_of_a_padded_image():
     assert torch.equal(part.labels, whole.labels[:, :5, :7, :10])
 
 
+@pytest.mark.parametrize("extent", [None, (5 / 6, 7 / 8, 1.0), (0.9, 0.8, 0.7)], ids=["whole", "padded", "any"])
+@pytest.mark.parametrize("finer", [1, 2, 1.5])
+def test_labels_do_not_depend_on_how_windows_are_read(extent, finer, monkeypatch):
+    # by index where the target has the voxels of the maps, by the compiled loop between them; else sample by sample
+    model = a_model(windows={"fine": 3, "image": 3})
+    coarse, features, image = a_batch()
+    size = [round(n * finer * share) for n, share in zip((6, 8, 10), extent or (1, 1, 1), strict=True)]
+    number = math.prod(size) // 2
+    quick = model.refine(coarse, features, image, size, num_points=number, extent=extent)
+    monkeypatch.setattr("pointrend.windows._compiled_reads", lambda volume, points: False)
+    monkeypatch.setattr("pointrend.refine.whole_grid", lambda size, extent: None)
+    assert torch.equal(
+        quick.labels, model.refine(coarse, features, image, size, num_points=number, extent=extent).labels
+    )
+    assert (quick.labels != quick.unrefined).any()
+
+
 def test_an_extent_moves_the_points_even_where_sizes_agree():
     # features and target have (6, 8, 10) voxels, but the target spans half of each axis
     model = a_model()

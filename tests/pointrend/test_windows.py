@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
+from pointrend.reading import sample_at
 from pointrend.windows import read_window
 
 
@@ -65,6 +66,40 @@ def test_between_voxels_the_window_is_interpolated() -> None:
     points = torch.tensor([[[0.5, 0.5, 3.2 / 6]]])  # 2.7 along x
     read = read_window(ramp, points, 3)[0, :, 0].reshape(3, 3, 3)
     torch.testing.assert_close(read, torch.tensor([1.7, 2.7, 3.7]).expand(3, 3, 3))
+
+
+@pytest.mark.parametrize("size", [(3, 4, 5), (4, 7), (1, 6, 2)])
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_compiled_loop_reads_between_voxels_what_the_samples_read_one_by_one(
+    size: tuple[int, ...], window: int
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    volume = torch.randn(2, 3, *size, generator=generator)
+    points = torch.rand(2, 300, len(size), generator=generator) * 3 - 1  # also outside
+    read = read_window(volume, points, window)
+    steps = torch.cartesian_prod(*[torch.arange(window) - window // 2] * len(size))
+    for sample, step in enumerate(steps):
+        shifted = points.double() + step / torch.tensor(size)
+        expected = sample_at(volume.double(), shifted)
+        torch.testing.assert_close(read[:, sample :: len(steps)].double(), expected, rtol=0, atol=2e-5)
+    # with a gradient wanted, the samples are interpolated one by one
+    plain = read_window(volume.clone().requires_grad_(), points, window)
+    torch.testing.assert_close(plain.detach(), read, rtol=0, atol=2e-5)
+
+
+def test_threads_change_nothing_between_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pointrend._kernels.threads.VALUES_PER_THREAD", 1)
+    volume, points = torch.randn(1, 5, 6, 7, 8), torch.rand(1, 401, 3)
+    read = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        read.append(read_window(volume, points, 3))
+    assert torch.equal(*read)
+
+
+def test_points_that_are_not_numbers_read_nothing_outside() -> None:
+    points = torch.tensor([[[float("nan"), 0.5, -9e9], [float("inf"), 9e9, 0.5], [0.5, -float("inf"), 0.5]]])
+    assert (read_window(torch.ones(1, 1, 3, 4, 5), points, 3) == 1).all()
 
 
 def test_no_points_and_refusals() -> None:
