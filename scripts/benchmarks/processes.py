@@ -31,7 +31,7 @@ from vnet.data.prepared import prepare_data
 from vnet.training.trainer import Trainer
 
 config = load_config(sys.argv[1:])
-fabric = launch_fabric(config.training.precision)
+fabric = launch_fabric(config.training.precision, config.device)
 set_threads(config.threads)
 trainer = Trainer(config, prepare_data(config, progress=False), Run(config.run_folder, "benchmark"), fabric)
 stream = trainer.batches.stream()

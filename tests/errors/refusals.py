@@ -208,6 +208,16 @@ CONFIG = [
     ),
     Refusal("a key without value", "vnet train --training.steps", "command line: ..."),
     Refusal(
+        "a device of another name in training",
+        f"{TRAIN} --device gpu",
+        "tiny.yaml: device must be auto, cpu, cuda or cuda:N, got gpu",
+    ),
+    Refusal(
+        "a GPU for a training where there is none",
+        f"{TRAIN} --device cuda",
+        "--device cuda: torch can use no GPU here; take --device auto or cpu",
+    ),
+    Refusal(
         "null where a key must have a value",
         "vnet train --config tiny.yaml",
         "tiny.yaml: seed must have a value, got null; leave the key out for its default",
@@ -813,7 +823,7 @@ RUNS = [
     ),
     Refusal(
         "an image with other channels",
-        PREDICT,
+        f"vnet predict {RUN} --input {IMAGE} --output out",
         f"{IMAGE}: 2 channels, the network reads 1",
         voxels(IMAGE, lambda array: np.stack([array, array], -1)),
     ),
@@ -822,6 +832,17 @@ RUNS = [
         PREDICT,
         f"{IMAGE}: truncated or damaged gzip (...); copy or download it again",
         packed(lambda raw: raw[:-40]),
+        code=3,
+    ),
+    Refusal(
+        "a GPU where there is none",
+        f"{PREDICT} --device cuda:1",
+        "--device cuda:1: torch can use no GPU here; take --device auto or cpu",
+    ),
+    Refusal(
+        "a device of another name",
+        f"{EVALUATE} --device gpu",
+        "--device must be auto, cpu, cuda or cuda:N, got gpu",
     ),
     Refusal(
         "a file in the place of the output folder",

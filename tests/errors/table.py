@@ -10,8 +10,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 HEAD = """# Errors
 
 Each row is a test (`tests/errors`): the command prints this line on stderr, without a traceback, ends with exit code 2
-and leaves every file as it was. `...` stands for text that depends on the machine or is long. `python -m
-tests.errors.table` writes this page.
+(or the one in brackets) and leaves every file as it was. `...` stands for text that depends on the machine or is long.
+`python -m tests.errors.table` writes this page.
 """
 
 
@@ -20,7 +20,8 @@ def page() -> str:
     parts = [HEAD]
     for group, rules in GROUPS.items():
         parts += [f"## {group}\n", "| what is wrong | command | error: |", "|---|---|---|"]
-        parts += [f"| {rule.what} | {code(rule.command)} | {code(rule.message)} |" for rule in rules]
+        exits = {rule.what: f" (exit {rule.code})" if rule.code != 2 else "" for rule in rules}
+        parts += [f"| {rule.what} | {code(rule.command)} | {code(rule.message)}{exits[rule.what]} |" for rule in rules]
         parts.append("")
     return "\n".join(parts)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pointrend.refine import PointRend
 from vnet.core.config import PointsConfig, load_config
-from vnet.core.errors import InputError
+from vnet.core.errors import InputError, RunFault
 from vnet.data.phantoms.organs import file_affine
 from vnet.data.preprocessing import Channel, Preprocessing
 from vnet.data.volumes import read_image, volume_from_array, write_labels
@@ -272,16 +272,25 @@ def test_refusals(trained: Path, phantoms: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_scan_does_not_cost_the_others(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_a_bad_scan_does_not_cost_the_others(
+    trained: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "scans"
     source.mkdir()
     good = sorted((phantoms / "imagesTr").glob("*.nii.gz"))[:2]
     for file in good:
         (source / file.name).write_bytes(file.read_bytes())
     (source / "a_torn.nii.gz").write_bytes(good[0].read_bytes()[:-500])
-    with pytest.raises(InputError, match=r"a_torn.nii.gz: .*(truncated|torn|cut)"):
+    with pytest.raises(RunFault, match=r"a_torn.nii.gz: .*(truncated|torn|cut)") as caught:
         predict_files(trained, source, tmp_path / "out")
+    assert (caught.value.exit_code, len(caught.value.faults)) == (3, 1)
+    assert "labelled 2 of 3 images" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in good]
+    for file in good:
+        (source / file.name).unlink()
+    with pytest.raises(InputError, match="a_torn.nii.gz: ") as caught:
+        predict_files(trained, source, tmp_path / "none")
+    assert caught.value.exit_code == 2
 
 
 def named(folder: Path, *names: str) -> Path:

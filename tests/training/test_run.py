@@ -18,6 +18,7 @@ from vnet.core.config import load_config
 from vnet.core.errors import InputError, RunFault
 from vnet.core.runs import Run
 from vnet.data.prepared import prepare_data
+from vnet.data.volumes import read_image
 from vnet.evaluation import scores
 from vnet.inference.label_files import predict_files
 from vnet.inference.predictor import Predictor
@@ -388,3 +389,47 @@ def test_another_data_set_is_scored_apart(tiny: list[str], own_phantoms: Path) -
     assert len({row["case"] for row in scored}) == 2
     assert {row["refined"] for row in scored} == {"false"}
     assert (folder / "cases.csv").read_text() == before
+
+
+def test_a_case_that_cannot_be_read_does_not_cost_the_others(tiny: list[str], own_phantoms: Path) -> None:
+    run = train_run(load_config([*tiny, "--arm", "pointrend_s2"])).folder
+    images = sorted((own_phantoms / "imagesTr").iterdir())
+    images[1].write_bytes(images[1].read_bytes()[:-500])
+    target = run / "evaluation" / "own"
+    with pytest.raises(RunFault, match=rf"{images[1].name}: .*(truncated|torn|cut)") as caught:
+        evaluate_run(run, ["--data.root", str(own_phantoms)])
+    assert (caught.value.exit_code, len(caught.value.faults)) == (3, 1)
+    scored = {row["case"] for row in rows(target / "cases.csv")}
+    assert scored == {image.name.removesuffix(".nii.gz") for image in images} - {images[1].name.removesuffix(".nii.gz")}
+    for image in images:
+        image.write_bytes(b"")
+    with pytest.raises(InputError) as none:
+        evaluate_run(run, ["--data.root", str(own_phantoms)])
+    assert none.value.exit_code == 2
+
+
+def test_the_first_line_of_a_training_names_device_and_arithmetic(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_run(load_config([*tiny, "--arm", "dense", "--device", "cpu"])).folder
+    assert "dense on cpu (1 thread), 32-true: " in capsys.readouterr().out
+    assert (folder / "log.txt").read_text().startswith("dense on cpu (1 thread), 32-true: ")
+
+
+def test_validation_and_prediction_use_the_arithmetic_of_the_config(tiny: list[str], phantoms: Path) -> None:
+    """Trained in bfloat16: predicted so unless the config says otherwise."""
+    words = [*tiny, "--arm", "pointrend_s2", "--training.precision", "bf16-mixed"]
+    mixed = train_run(load_config(words)).folder
+    words += ["--inference.precision", "32-true", "--run_root", "exact"]
+    exact = train_run(load_config(words)).folder
+    weights = [read_checkpoint(folder / "checkpoints/last.ckpt")["model"] for folder in (mixed, exact)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert (mixed / "cases.csv").read_text() != (exact / "cases.csv").read_text()
+    volume = read_image([sorted((phantoms / "imagesTr").iterdir())[0]])
+    given, one, two = (
+        Predictor(mixed, overrides=words).predict(volume).coarse
+        for words in ([], ["--inference.precision", "bf16-mixed"], ["--inference.precision", "32-true"])
+    )
+    assert torch.equal(given, one)
+    assert torch.equal(two, Predictor(exact).predict(volume).coarse)
+    assert 0 < (one - two).abs().max() < 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vnet.commands.parser import CommandParser
+from vnet.commands.parser import CommandParser, add_device_option
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,12 +16,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS")
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
+    add_device_option(parser)
     chosen, overrides = parser.parse_with_overrides(argv)
     from vnet.core.distributed import is_rank_zero
     from vnet.report.terminal import print_run_summary
     from vnet.training.evaluation import evaluate_run
 
-    folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint)
+    folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint, device=chosen.device)
     if is_rank_zero():
         print_run_summary(folder)
     return 0

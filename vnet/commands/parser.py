@@ -21,3 +21,9 @@ class CommandParser(argparse.ArgumentParser):
     def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """The command's own options, and the rest: config keys, checked by whoever reads the config."""
         return self.parse_known_args(list(argv))
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, which `vnet.core.devices.find_device` reads."""
+    help_text = "auto (the first GPU where there is one), cpu, cuda or cuda:N (default: auto)"
+    parser.add_argument("--device", default="auto", help=help_text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vnet.commands.parser import CommandParser
+from vnet.commands.parser import CommandParser, add_device_option
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         "probabilities, a 4-D volume of all classes x voxels, the one output whose size grows with the classes",
     )
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
+    add_device_option(parser)
     chosen, overrides = parser.parse_with_overrides(argv)
     from vnet.inference.label_files import predict_files
 

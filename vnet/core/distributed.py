@@ -61,14 +61,15 @@ def available_cores() -> int:
     return min(free, int(bound)) if bound else max(free // here.local_world_size, 1)
 
 
-def launch_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric:
+def launch_fabric(precision: str = "32-true", device: str = "auto") -> Fabric:
     """Fabric on this process's device, with all processes of the launcher joined into one group (`leave` ends it).
 
     Args:
-        accelerator: `auto`, `cpu` or `cuda`.
+        precision: `32-true`, `bf16-mixed` or `16-mixed`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        InputError: machines of unequal numbers of processes, or fewer GPUs than processes.
+        InputError: no such device, machines of unequal numbers of processes, or fewer GPUs than processes.
         RunFault: the processes do not find each other.
     """
     import logging
@@ -82,12 +83,16 @@ def launch_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabr
     )
     from lightning_fabric.strategies import DDPStrategy
 
+    from vnet.core.devices import find_device
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    here = rank_info()
+    here, found = rank_info(), find_device(device)
+    cuda = found.type == "cuda"
     if here.world_size == 1:
-        plugins = [LightningEnvironment()]
-        return Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=plugins)
-    cuda = torch.cuda.is_available() and accelerator != "cpu"
+        devices = [found.index or 0] if cuda else 1
+        return Fabric(accelerator=found.type, devices=devices, precision=precision, plugins=[LightningEnvironment()])
+    if ":" in device:
+        raise InputError(f"--device {device}: {here.world_size} processes share the GPUs; take --device cuda or auto")
     require_equal_machines(here, torch.cuda.device_count() if cuda else None)
     try:
         fabric = Fabric(

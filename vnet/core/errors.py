@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SHOWN_FAULTS = 20
 
@@ -34,6 +34,21 @@ class RunFault(InputError):
     """A fault met while running (a vanished file, too many non-finite steps): exit code 3."""
 
     exit_code = 3
+
+
+def raise_case_faults(faults: Sequence[str], *, done: int) -> None:
+    """Raise the faults of single cases once all other cases are done; nothing where there are none.
+
+    Args:
+        faults: a line each.
+        done: cases without a fault.
+
+    Raises:
+        RunFault: some cases are done (exit code 3).
+        InputError: none is (exit code 2).
+    """
+    if faults:
+        raise (RunFault if done else InputError)(faults)
 
 
 def printable(text: str) -> str:

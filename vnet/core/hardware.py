@@ -17,8 +17,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def peak_memory_mib() -> float:
-    """Highest memory of this process so far: of the accelerator where there is one, else resident."""
-    if torch.cuda.is_available():
+    """Highest memory of this process so far: on the GPU where it uses one, else resident."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "linux":  # getrusage would tell the peak of the process that started this one, if it was larger
         status = Path("/proc/self/status").read_text()
@@ -33,7 +33,7 @@ def reset_peak_memory(*, release: bool = True) -> bool:
     Args:
         release: first give freed memory back to the system; what is touched next is then slower, as it is fresh.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         return True
     try:

@@ -83,7 +83,7 @@ def finished_hash(folder: Path) -> str | None:
 
 
 def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Config]:
-    """The run in `folder` and its resolved config, with `--key value` overrides.
+    """The run in `folder` and its resolved config, with `--key value` overrides; `device` is `auto` unless given.
 
     Raises:
         InputError: not a run folder.
@@ -98,4 +98,6 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Co
         nested = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{folder / 'config.yaml'}: cannot be read: {error}") from None
-    return Run(folder, config_hash), load_resolved(nested or {}, overrides, where=str(folder / "config.yaml"))
+    # a run may be used on another machine than the one that trained it
+    nested = (nested or {}) | {"device": "auto"}
+    return Run(folder, config_hash), load_resolved(nested, overrides, where=str(folder / "config.yaml"))

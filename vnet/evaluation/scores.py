@@ -7,7 +7,7 @@ for every case and to send between processes. Nothing is drawn here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vnet.core.config import Config
-from vnet.core.distributed import gather, shard, unshard
+from vnet.core.distributed import gather, shard
+from vnet.core.errors import InputError
 from vnet.core.hardware import peak_memory_mib, reset_peak_memory
 from vnet.data.dataset import Case
 from vnet.data.prepared import PreparedData
@@ -37,7 +38,7 @@ class PredictedCase:
 
     Attributes:
         seconds: of reading, preprocessing, network, rendering and refinement.
-        peak_memory_mib: of this process up to the end of the prediction; see `predict_cases`.
+        peak_memory_mib: of this process up to the end of the prediction; see `predict_case`.
     """
 
     case: Case
@@ -138,29 +139,26 @@ def mean_dice(by_structure: Mapping[str, float]) -> float:
     return float(np.mean(list(by_structure.values()))) if by_structure else 0.0
 
 
-def predict_cases(
-    model: Segmenter,
-    cases: Iterable[Case],
-    preprocessing: Preprocessing,
-    config: Config,
-    *,
-    measure_memory: bool = False,
-) -> Iterator[PredictedCase]:
-    """Yield each case with its prediction.
+def predict_case(
+    model: Segmenter, case: Case, preprocessing: Preprocessing, config: Config, *, measure_memory: bool = False
+) -> PredictedCase:
+    """A labelled case with its prediction.
 
     Args:
-        measure_memory: take the peak memory of each prediction by itself (where the system can start it anew), so that
-            what is scored and drawn between two predictions does not count.
+        measure_memory: start the peak memory anew (where the system can), so that what was scored and drawn of earlier
+            cases does not count.
+
+    Raises:
+        InputError: a file that cannot be read.
     """
-    for case in cases:
-        assert case.label is not None  # folds hold labelled cases alone
-        told_apart = measure_memory and reset_peak_memory(release=False)
-        start = time.perf_counter()
-        volume = read_image(case.images)
-        prediction = predict_volume(model, volume, preprocessing, config)
-        seconds = time.perf_counter() - start
-        peak = peak_memory_mib() if told_apart else None
-        yield PredictedCase(case, volume, read_label(case.label).array, prediction, seconds, peak)
+    assert case.label is not None  # folds hold labelled cases alone
+    measured = measure_memory and reset_peak_memory(release=False)
+    start = time.perf_counter()
+    volume = read_image(case.images)
+    prediction = predict_volume(model, volume, preprocessing, config)
+    seconds = time.perf_counter() - start
+    peak = peak_memory_mib() if measured else None
+    return PredictedCase(case, volume, read_label(case.label).array, prediction, seconds, peak)
 
 
 def score_case(
@@ -206,19 +204,32 @@ def score_cases(
     dice_alone: bool = False,
     measure_memory: bool = False,
     use: Callable[[PredictedCase, CaseScores], None] = lambda predicted, scores: None,
+    faults: list[str] | None = None,
 ) -> Scores:
     """Scores of the named cases, which the processes share; every process gets all of them.
 
     Args:
         dice_alone: leave surface distances out.
-        measure_memory: as in `predict_cases`.
+        measure_memory: as in `predict_case`.
         use: called with each case that this process scored, while its volumes are there.
+        faults: gets the faults of cases that cannot be read, which are then left out; None raises the first of them.
+
+    Raises:
+        InputError: a case cannot be read, and `faults` is None.
     """
     dataset = prepared.dataset
     tolerance_mm = None if dice_alone else config.metrics.tolerance_mm
     mine = []
-    cases = prepared.unchanged_cases(tuple(shard(names)))
-    for predicted in predict_cases(model, cases, prepared.preprocessing, config, measure_memory=measure_memory):
+    for name in shard(names):
+        try:
+            (case,) = prepared.unchanged_cases((name,))
+            predicted = predict_case(model, case, prepared.preprocessing, config, measure_memory=measure_memory)
+        except InputError as error:
+            if faults is None:
+                raise
+            faults += error.faults
+            continue
         mine.append(score_case(predicted, dataset.structures, ignore=dataset.ignore, tolerance_mm=tolerance_mm))
         use(predicted, mine[-1])
-    return Scores(unshard(gather(mine)), dataset.structures)
+    scored = {one.case: one for part in gather(mine) for one in part}
+    return Scores([scored[name] for name in names if name in scored], dataset.structures)

@@ -56,6 +56,7 @@ def predict_together(
         max_margin=config.points.max_margin,
         mirror=config.inference.mirror,
         keep_logits=keep_logits,
+        precision=config.inference.precision or config.training.precision,
     )
     rules = config.inference
     for labels in (prediction.labels, prediction.unrefined)[: 2 if prediction.refined else 1]:

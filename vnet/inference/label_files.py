@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vnet.core.distributed import gather, launch_fabric, rank_info, shard, unshard
-from vnet.core.errors import InputError
+from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.hardware import set_threads
 from vnet.core.progress import Bar
 from vnet.data.dataset import ENDINGS, stem
@@ -66,7 +66,7 @@ def predict_files(
     *,
     checkpoint: str = "last",
     overrides: Sequence[str] = (),
-    device: str = "cpu",
+    device: str | None = None,
     save: Sequence[str] = ("labels",),
 ) -> list[Path]:
     """Label the images in `source` with a trained run, or several averaged; the processes share the images.
@@ -80,11 +80,12 @@ def predict_files(
         class, along the structures).
 
     Raises:
-        InputError: what could not be read, after all the others have been labelled.
+        RunFault: some images could not be labelled; the others are.
+        InputError: no image could be labelled, or the arguments are at fault.
     """
     source, output = Path(source), Path(output)
     if rank_info().world_size > 1:
-        device = str(launch_fabric(accelerator=device).device)
+        device = str(launch_fabric(device=device or "auto").device)
     predictor = Predictor(runs, checkpoint=checkpoint, overrides=overrides, device=device)
     set_threads(predictor.config.threads)
     channels = predictor.in_channels
@@ -97,22 +98,36 @@ def predict_files(
     mine = shard(list(cases.items()))
     with Bar("predicting", len(mine)) as bar:
         for name, files in mine:
-            written.append([])
             try:
-                volume = read_image(files)
-                if len(volume.array) != channels:
-                    raise InputError(f"{files[0]}: {len(volume.array)} channels, the network reads {channels}")
-                prediction = predictor.predict(volume, keep_logits="probabilities" in save)
-                for kind, target in targets[name].items():
-                    write_prediction(target, kind, prediction, volume)
-                    written[-1].append(target)
+                predict_case(predictor, files, targets[name])
+                written.append(list(targets[name].values()))
             except InputError as error:
                 faults += error.faults
+                written.append([])
             bar.advance(name)
-    faults = unshard(gather(faults))
-    if faults:
-        raise InputError(faults)
-    return [path for paths in unshard(gather(written)) for path in paths]
+    groups = unshard(gather(written))
+    done = sum(map(bool, groups))
+    print(f"labelled {done} of {len(cases)} image{'s' * (len(cases) != 1)}", flush=True)
+    raise_case_faults(unshard(gather(faults)), done=done)
+    return [path for group in groups for path in group]
+
+
+def predict_case(predictor: Predictor, files: Sequence[Path], targets: Mapping[str, Path]) -> None:
+    """Label one image and write what is to be saved.
+
+    Args:
+        files: of its channels.
+        targets: one of `SAVED` -> file.
+
+    Raises:
+        InputError: the image cannot be read, or has other channels than the network reads.
+    """
+    volume = read_image(files)
+    if len(volume.array) != predictor.in_channels:
+        raise InputError(f"{files[0]}: {len(volume.array)} channels, the network reads {predictor.in_channels}")
+    prediction = predictor.predict(volume, keep_logits="probabilities" in targets)
+    for kind, target in targets.items():
+        write_prediction(target, kind, prediction, volume)
 
 
 def write_prediction(path: Path, kind: str, prediction: Prediction, like: Volume) -> None:

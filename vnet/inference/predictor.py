@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vnet.core.config import Config
+from vnet.core.devices import find_device
 from vnet.core.errors import InputError
 from vnet.core.runs import open_run
 from vnet.data.volumes import Volume, volume_from_array
@@ -28,10 +29,11 @@ class Predictor:
             predict: tiles, mirroring, share of refined voxels.
         checkpoint: `last` or `best`.
         overrides: config keys as on the command line, for example ["--points.refine", "false"].
-        device: where the networks run.
+        device: `auto` (the first GPU where there is one), `cpu`, `cuda` or `cuda:N`; None takes the config's.
 
     Raises:
-        InputError: not a run, a checkpoint that is missing or of another network, or runs that do not fit together.
+        InputError: not a run, a checkpoint that is missing or of another network, runs that do not fit together, or no
+            such device.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Predictor:
         *,
         checkpoint: str = "last",
         overrides: Sequence[str] = (),
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         folders = [runs] if isinstance(runs, str | Path) else list(runs)
         if not folders:
@@ -49,7 +51,8 @@ class Predictor:
         trained = [load_model(run, config, checkpoint) for run, config in opened]
         refuse_disagreement([(run.folder, config, one) for (run, config), one in zip(opened, trained, strict=True)])
         self.run, self.config = opened[0]
-        self.members = [Member(one.model.to(device), one.preprocessing) for one in trained]
+        self.device = find_device(device or self.config.device)
+        self.members = [Member(one.model.to(self.device), one.preprocessing) for one in trained]
         self.model, self.preprocessing = self.members[0].model, self.members[0].preprocessing
         self.structures, self.in_channels = trained[0].structures, trained[0].in_channels
 

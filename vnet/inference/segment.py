@@ -45,6 +45,7 @@ def segment_together(
     max_margin: float | None = None,
     mirror: Sequence[str] = (),
     keep_logits: bool = False,
+    precision: str = "32-true",
 ) -> Prediction:
     """Segment a preprocessed volume on a target grid that spans the same box.
 
@@ -62,6 +63,7 @@ def segment_together(
         max_margin: refine only where best minus second-best logit is at most this.
         mirror: axes among z, y, x along which every tile is also predicted mirrored.
         keep_logits: keep the logits of the heads, which probabilities need.
+        precision: arithmetic of networks and heads, `32-true`, `bf16-mixed` or `16-mixed`.
     """
     working = members[0][1].shape[1:]
     grid = lay_tiles(working, patch, overlap=overlap, align=members[0][0].network.output_stride)
@@ -70,7 +72,9 @@ def segment_together(
     refined = refine and any(model.head is not None for model, _ in members)
     budget = KEPT_FEATURE_BYTES // len(members) if refined else 0
     networks = [
-        TiledNetwork(model, F.pad(image, padding), grid, budget=budget, mirrors=mirror_sets(mirror))
+        TiledNetwork(
+            model, F.pad(image, padding), grid, budget=budget, mirrors=mirror_sets(mirror), precision=precision
+        )
         for model, image in members
     ]
     own, coarse = mean_logits(networks, keep=refined)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from pointrend.reading import best_class, sample_at
 from vnet.core.config import Axes
+from vnet.core.devices import autocast
 from vnet.inference.mirroring import Mirror, mirrored, mirrored_box
 from vnet.inference.tiling import Blend, Box, TileGrid
+from vnet.model.network import VNetOutput
 from vnet.model.segmenter import Segmenter
 
 POINTS_AT_ONCE = 65536
@@ -26,6 +28,7 @@ class TiledNetwork:
         image: (C, *canvas).
         budget: bytes of features to keep.
         mirrors: sets of axes to mirror, () among them.
+        precision: arithmetic, as `training.precision`.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class TiledNetwork:
         *,
         budget: int,
         mirrors: Sequence[Mirror] = ((),),
+        precision: str = "32-true",
     ) -> None:
         self.model, self.image, self.grid, self.budget, self.mirrors = model, image, grid, budget, mirrors
+        self.precision = precision
         self.corners = grid.corners()
         self.kept: dict[tuple[int, Mirror], tuple[Box, dict[str, Tensor]]] = {}
 
@@ -47,11 +52,16 @@ class TiledNetwork:
         device = next(self.model.parameters()).device
         return mirrored(self.image[(slice(None), *here)], mirror)[None].to(device)
 
+    def predict(self, tile: Tensor) -> VNetOutput:
+        """Coarse logits and features of a tile (1, C, *tile), in the arithmetic asked for."""
+        with autocast(tile.device, self.precision):
+            return self.model.predict(tile)
+
     def logits(self, number: int) -> Tensor:
         """(K, d, h, w) coarse logits of a tile, the mean over the mirrors."""
         total: Tensor | None = None
         for mirror in self.mirrors:
-            logits, features = self.model.predict(self.tile(number, mirror))
+            logits, features = self.predict(self.tile(number, mirror))
             if features and self.budget > 0 and shows_surface(logits):
                 self.keep(number, mirror, features)
             one = mirrored(logits[0], mirror)
@@ -87,7 +97,7 @@ class TiledNetwork:
         if (number, mirror) in self.kept:
             box, features = self.kept.pop((number, mirror))
         else:
-            features = self.model.predict(image).features
+            features = self.predict(image).features
         local = self.grid.to_box(points, self.corners[number], box)
         local[:, list(mirror)] = 1 - local[:, list(mirror)]
         shown = cut(image, mirrored_box(box, self.grid.tile, mirror), (1, 1, 1))
@@ -122,7 +132,9 @@ class TiledNetwork:
             local, features, image = self.read(number, mirror, points)
             split = local.split(POINTS_AT_ONCE, dim=1), at_points, total.split(POINTS_AT_ONCE, dim=1)
             for some, known, out in zip(*split, strict=True):
-                out += head.predict_points(some, known.to(image.device), features, image)[0].to(device)
+                with autocast(image.device, self.precision):
+                    logits = head.predict_points(some, known.to(image.device), features, image)
+                out += logits[0].to(device)
         return total / len(self.mirrors)
 
 

@@ -75,7 +75,7 @@ class Segmenter(nn.Module):
         return training_voxels(logits, labels.shape[1:], sampling, labels=labels, generators=generators)
 
     def predict(self, image: Tensor) -> VNetOutput:
-        """Coarse logits and the features that the head reads, in float32."""
+        """Coarse logits in float32 and the features that the head reads."""
         logits, features = self.network(image)
         return VNetOutput(logits.float(), self.head_features(features))
 

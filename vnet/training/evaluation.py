@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vnet.core.config import Config
-from vnet.core.distributed import launch_fabric, on_rank_zero, shard
-from vnet.core.errors import InputError
+from vnet.core.distributed import gather, launch_fabric, on_rank_zero, shard, unshard
+from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.files import refuse_links, write_text
 from vnet.core.hardware import set_threads
 from vnet.core.progress import Bar
 from vnet.core.runs import open_run
 from vnet.core.tables import write_table
-from vnet.data.dataset import Dataset
+from vnet.data.checks import CheckResult, content_hash, examine
+from vnet.data.dataset import Dataset, open_dataset
+from vnet.data.fingerprints import fingerprint
 from vnet.data.folds import Fold
 from vnet.data.prepared import PreparedData, open_checked_dataset, prepare_data
 from vnet.evaluation.scores import CASE_COLUMNS
@@ -22,36 +24,43 @@ from vnet.report.case_pictures import write_pictures
 from vnet.training.validation import Validation, validate
 
 
-def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: str = "last") -> Path:
+def evaluate_run(
+    folder: str | Path, overrides: Sequence[str], *, checkpoint: str = "last", device: str = "auto"
+) -> Path:
     """Score a trained run: its validation fold into its own tables, anything else into RUN/evaluation/NAME/.
 
     Anything else is every labelled case of another data set (`--data.root`), another checkpoint, or other keys of
     prediction than the run's.
 
+    A case of another data set that cannot be read is left out, and raised once the tables of the others are written.
+
     Returns:
         The folder of the tables.
 
     Raises:
-        InputError: not a run, a checkpoint that is missing, a data set of other channels or structures, or cases that
-            the run was trained on.
+        RunFault: some cases could not be read; the tables hold the others.
+        InputError: not a run, a checkpoint that is missing, a data set of other channels or structures, cases that
+            the run was trained on, or no case that can be read.
     """
     run, config = open_run(folder, overrides)
-    trained_fold = open_run(folder)[1].data.fold
-    if config.data.fold != trained_fold:
+    own_config = open_run(folder)[1]
+    if config.data.fold != own_config.data.fold:
         raise InputError(
-            f"data.fold: the run was trained for fold {trained_fold}; cases of fold {config.data.fold} it has seen: "
-            "leave the key out"
+            f"data.fold: the run was trained for fold {own_config.data.fold}; cases of fold {config.data.fold} it has "
+            "seen: leave the key out"
         )
-    fabric = launch_fabric()
+    fabric = launch_fabric(device=device)
     set_threads(config.threads)
     trained = load_model(run, config, checkpoint)
-    dataset, checked = on_rank_zero(lambda: open_checked_dataset(config))
+    elsewhere = config.data.root != own_config.data.root
+    dataset, checked, faults = on_rank_zero(lambda: examine_dataset(config, leave_out=elsewhere))
     trained.require_same_task(dataset)
     own = checkpoint == "last" and config.hash(checked.content_hash) == run.config_hash
     if checked.content_hash == run.info().get("data_hash"):
         fold = on_rank_zero(lambda: prepare_data(config)).fold
     else:
-        fold = Fold(train=(), val=tuple(case.name for case in dataset.cases if case.label is not None))
+        sound = [case.name for case in dataset.cases if case.label is not None and case.name in checked.facts]
+        fold = Fold(train=(), val=tuple(sound))
     if not fold.val:
         raise InputError(
             f"{run.folder}: trained on every case (data.fold: all), none is left to score; name another data set with "
@@ -60,6 +69,7 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
     if own and "steps" not in run.info():
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
     prepared = PreparedData(dataset, checked.content_hash, fold, trained.preprocessing, checked.fingerprints)
+    unread: list[str] = []
     with Bar("evaluating", len(shard(fold.val))) as bar:
         validation = validate(
             trained.model.to(fabric.device),
@@ -67,13 +77,36 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str], *, checkpoint: st
             fold.val,
             config,
             use=lambda predicted, scores: bar.advance(scores.case),
+            faults=unread if elsewhere else None,
         )
     target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
     refuse_links(target, run.folder)
     if not own:
         on_rank_zero(lambda: write_text(target / "config.yaml", config.to_yaml()))
-    on_rank_zero(lambda: write_tables(target, validation, config, dataset))
+    faults += unshard(gather(unread))
+    if validation.scores.cases:
+        on_rank_zero(lambda: write_tables(target, validation, config, dataset))
+    raise_case_faults(faults, done=len(validation.scores.cases))
     return target
+
+
+def examine_dataset(config: Config, *, leave_out: bool) -> tuple[Dataset, CheckResult, list[str]]:
+    """The data set of a config, the facts of its sound cases, and the faults of the others.
+
+    Args:
+        leave_out: False raises the faults.
+
+    Raises:
+        InputError: a fault of the data set as a whole; with `leave_out`, also where no case is sound.
+    """
+    if not (leave_out and Path(config.data.root).exists()):  # phantoms may have to be written first
+        return *open_checked_dataset(config), []
+    dataset = open_dataset(Path(config.data.root))
+    facts, faults = examine(dataset, config.cache_folder)
+    if faults and not facts:
+        raise InputError(faults)
+    fingerprints = {case.name: fingerprint(case) for case in dataset.cases}
+    return dataset, CheckResult(content_hash(dataset, facts), facts, fingerprints), faults
 
 
 def write_tables(folder: Path, validation: Validation, config: Config, dataset: Dataset) -> None:

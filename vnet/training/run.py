@@ -35,7 +35,7 @@ def train_run(config: Config) -> Run:
         InputError: bad data, or a run folder that holds another experiment.
         Preempted: a signal asked to stop.
     """
-    fabric = launch_fabric(config.training.precision)
+    fabric = launch_fabric(config.training.precision, config.device)
     set_threads(config.threads)
     keep_memory()
     require_divisible(config, fabric.device.type)

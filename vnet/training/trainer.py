@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from vnet.core.config import Config
+from vnet.core.devices import describe_device
 from vnet.core.distributed import reduce_max, shard, start_mean, sync_batch_norm
 from vnet.core.errors import RunFault
 from vnet.core.files import naming
@@ -238,7 +239,8 @@ class Trainer:
         processes = f", {self.fabric.world_size} processes" if self.fabric.world_size > 1 else ""
         if self.fabric.is_global_zero:
             line = (
-                f"{config.arm}: {count_parameters(self.plain):,} parameters, "
+                f"{config.arm} on {describe_device(self.fabric.device)}, {training.precision}: "
+                f"{count_parameters(self.plain):,} parameters, "
                 f"{count_multiply_adds(self.plain, image[:1]) / 1e9:.2f} G multiply-adds a volume, "
                 f"{len(self.prepared.fold.train)} training and {len(self.prepared.fold.val)} validation cases, "
                 f"steps {progress.step} to {steps}, {peak_memory_mib():.0f} MiB, "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vnet.core.config import Config
-from vnet.core.distributed import gather, on_rank_zero, unshard
+from vnet.core.distributed import gather, on_rank_zero
 from vnet.core.runs import Run
 from vnet.core.tables import read_table, write_table
 from vnet.data.prepared import PreparedData
@@ -46,6 +46,7 @@ def validate(
     *,
     dice_alone: bool = False,
     use: Callable[[PredictedCase, CaseScores], None] = lambda predicted, scores: None,
+    faults: list[str] | None = None,
 ) -> Validation:
     """Predict and score the named cases, which the processes share, and cut the planes of their pictures.
 
@@ -53,18 +54,27 @@ def validate(
         model: in evaluation mode afterwards.
         dice_alone: leave surface distances out, and do not measure memory.
         use: called with each case that this process scored, while its volumes are there.
+        faults: as in `score_cases`.
     """
-    pictures: list[CasePicture] = []
+    pictures: dict[str, CasePicture] = {}
 
     def cut_and_use(predicted: PredictedCase, scores: CaseScores) -> None:
-        pictures.append(case_picture(predicted, scores.mean_dice))
+        pictures[scores.case] = case_picture(predicted, scores.mean_dice)
         use(predicted, scores)
 
     model.eval()
     scores = score_cases(
-        model, prepared, names, config, dice_alone=dice_alone, measure_memory=not dice_alone, use=cut_and_use
+        model,
+        prepared,
+        names,
+        config,
+        dice_alone=dice_alone,
+        measure_memory=not dice_alone,
+        use=cut_and_use,
+        faults=faults,
     )
-    return Validation(scores, unshard(gather(pictures)))
+    cut = {name: picture for part in gather(pictures) for name, picture in part.items()}
+    return Validation(scores, [cut[one.case] for one in scores.cases])
 
 
 class Validator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
@@ -36,6 +37,11 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise `InputError` with "KEY must RULE, got VALUE" unless `condition` holds."""
     if not condition:
         raise InputError(f"{key} must {rule}, got {value}")
+
+
+def is_device_name(name: str) -> bool:
+    """Whether `name` is auto, cpu, cuda or cuda:N."""
+    return re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name) is not None
 
 
 def is_folder_name(name: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 from vnet.core.config.keys import flatten, schema_fields
 
-# Keys that say where files lie, how many threads work, or what a study compares; none changes what a run computes.
-LEFT_OUT = ("run_root", "threads", "study", "data.root", "data.cache")
+# Keys that say where files lie, what computes, or what a study compares; none changes what a run computes.
+LEFT_OUT = ("run_root", "threads", "device", "study", "data.root", "data.cache")
 
 
 def hash_defaults(schema: type) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Add a key with `key(default, hash_default=...)`; `hash_default` is what was done
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,11 @@ import yaml
 
 from vnet.core.config.arms import STUDY_ARMS
 from vnet.core.config.axes import Axes, cumulative_strides, per_axis
-from vnet.core.config.fields import is_folder_name, key, key_made, require
+from vnet.core.config.fields import is_device_name, is_folder_name, key, key_made, require
 from vnet.core.config.hashing import config_hash
 
 MOST_THREADS = 4096
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +169,8 @@ class TrainingConfig:
     """Volumes or patches per step, over all processes."""
     patch: Axes = key((48, 64, 48), hash_default=(48, 64, 48))
     """Voxels (z, y, x) the network sees; smaller volumes are padded, larger ones cut."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = key("32-true", hash_default="32-true")
-    """Arithmetic of the network."""
+    precision: Precision = key("32-true", hash_default="32-true")
+    """Arithmetic of the network in training."""
     optimizer: Literal["adamw", "sgd"] = key("adamw", hash_default="adamw")
     """AdamW, or SGD with Nesterov momentum of 0.99."""
     schedule: Literal["one_cycle", "poly"] = key("one_cycle", hash_default="one_cycle")
@@ -228,6 +229,8 @@ class InferenceConfig:
     """Keep the largest connected component of each structure; not for structures that come in pieces."""
     min_component_mm3: float = key(0.0, hash_default=0.0)
     """Drop connected components smaller than this."""
+    precision: Precision | None = key(None, hash_default="32-true")
+    """Arithmetic of the network in validation and prediction; null takes training.precision."""
 
     def __post_init__(self) -> None:
         require(0 <= self.overlap < 1, "inference.overlap", "lie in [0, 1)", self.overlap)
@@ -295,6 +298,8 @@ class Config:
     """Seed of weights, batches and points."""
     threads: int = key(0, hash_default=0)
     """CPU threads of each process; 0 divides the cores among the processes of a machine."""
+    device: str = key("auto", hash_default="auto")
+    """Where networks run: cpu, cuda, cuda:N, or auto for the first GPU where there is one."""
     run_root: str = key("runs", hash_default="runs")
     """Folder of the runs: RUN_ROOT/NAME/ARM/foldF_seedS."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -313,6 +318,9 @@ class Config:
             require(path.isprintable(), name, "be a printable path", repr(path))
         require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
         require(0 <= self.threads <= MOST_THREADS, "threads", f"be 0 to {MOST_THREADS}", self.threads)
+        require(is_device_name(self.device), "device", "be auto, cpu, cuda or cuda:N", self.device)
+        if self.inference.precision is None:  # resolved here, so that files and hash hold what is done
+            object.__setattr__(self, "inference", replace(self.inference, precision=self.training.precision))
         stages = {f"encoder{i + 1}" for i in range(len(self.network.down))} | {"decoder"}
         for name in self.points.features:
             require(name in stages, "points.features", f"name stages of {sorted(stages)}", name)

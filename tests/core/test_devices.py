@@ -1,0 +1,86 @@
+"""Devices by name, with and without GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vnet.core.config import load_config
+from vnet.core.devices import autocast, describe_device, find_device
+from vnet.core.distributed import launch_fabric
+from vnet.core.errors import InputError
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """As many GPUs as the parameter says, by torch's word."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
+
+
+@pytest.mark.parametrize("gpus", [0], indirect=True)
+@pytest.mark.usefixtures("gpus")
+def test_without_a_gpu() -> None:
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(InputError, match=rf"--device {name}: torch can use no GPU here; take --device auto or cpu"):
+            find_device(name)
+    with pytest.raises(InputError, match="no GPU here"):
+        launch_fabric(device="cuda")
+
+
+@pytest.mark.parametrize("gpus", [2], indirect=True)
+@pytest.mark.usefixtures("gpus")
+def test_with_two_gpus() -> None:
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    assert find_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match=r"--device cuda:2: the GPUs here are cuda:0 to cuda:1; name one of them"):
+        find_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"--device must be auto, cpu, cuda or cuda:N, got {name}"):
+        find_device(name)
+    with pytest.raises(InputError, match=f"device must be auto, cpu, cuda or cuda:N, got {name}"):
+        load_config(["--device", name])
+
+
+def test_the_device_is_not_part_of_a_run() -> None:
+    assert load_config(["--device", "cpu"]).hash("d") == load_config([]).hash("d")
+
+
+def test_the_cpu_is_described_with_its_threads() -> None:
+    assert describe_device(torch.device("cpu")).startswith("cpu (")
+
+
+def test_the_arithmetic_of_inference_is_that_of_training_unless_it_is_named() -> None:
+    words = ["--training.precision", "bf16-mixed"]
+    assert load_config(words).inference.precision == "bf16-mixed"
+    exact = load_config([*words, "--inference.precision", "32-true"])
+    assert exact.inference.precision == "32-true"
+    assert exact.hash("d") != load_config(words).hash("d")
+    # as before the key existed, when prediction was always exact
+    assert load_config(["--inference.precision", "32-true"]).hash("d") == load_config([]).hash("d")
+
+
+def test_autocast_changes_the_arithmetic_of_a_product() -> None:
+    x, cpu = torch.ones(2, 2), torch.device("cpu")
+    kinds = []
+    for precision in ("32-true", "bf16-mixed", "16-mixed"):
+        with autocast(cpu, precision):
+            kinds.append((x @ x).dtype)
+    assert kinds == [torch.float32, torch.bfloat16, torch.float16]
+
+
+def test_a_run_is_opened_on_any_device(tmp_path: Path) -> None:
+    from vnet.core.runs import Run, open_run
+
+    config = load_config(["--device", "cuda:7"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    Run(tmp_path, "0123").write_info()
+    assert open_run(tmp_path)[1].device == "auto"
+    assert open_run(tmp_path, ["--device", "cpu"])[1].device == "cpu"
