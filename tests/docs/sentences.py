@@ -48,7 +48,8 @@ def glossary() -> list[str]:
 
 def results() -> list[str]:
     long_dense, short_s2 = LONG.mean("dense", "dice"), CHOICE.mean("pointrend_s2", "dice")
-    spreads = {dice(SEEDS.summary(comparison).seed_spread or 0) for comparison in (S2_COARSE, S2_DENSE)}
+    summaries = [SEEDS.summary(comparison) for comparison in (S2_COARSE, S2_DENSE)]
+    spreads = {dice(summary.seed_spread.sd) for summary in summaries if summary.seed_spread}
     smallest, largest = (MAIN.third_by_volume(S2_COARSE, third) for third in (0, 2))
     by_arm = {arm: [dice(SEEDS.mean(arm, "dice", seed=seed)) for seed in (0, 1, 2)] for arm in TIMED[:3]}
     by_seed = [f"`{arm}` {'has ' if arm == 'dense' else ''}{a}, {b} and {c}" for arm, (a, b, c) in by_arm.items()]

@@ -83,7 +83,7 @@ def comparison_cell(found: StudyFigures, comparison: str, column: str, cell: str
         return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
     if column == "seed spread":
         assert summary.seed_spread is not None
-        return dice(summary.seed_spread)
+        return dice(summary.seed_spread.sd)
     return {
         "difference in Dice": change(summary.mean),
         "interval over cases": interval(summary.low, summary.high),

@@ -860,8 +860,8 @@ RUNS = [
     Refusal("a margin below 0", f"{COMPARE} --margin -1", "the margin must be a Dice of 0 or more, got -1.0"),
     Refusal(
         "a margin without a reason",
-        f"{COMPARE} --margin .002",
-        "the margin of 0.002 Dice needs a reason, which is printed; give --margin-reason",
+        f"{COMPARE} --margin 1",
+        "the margin of 1 Dice needs a reason, which is printed; give --margin-reason",
     ),
     Refusal(
         "a Dice above 1",
