@@ -27,19 +27,26 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
         scores: (N,).
         threshold: a box is dropped where its IoU with a kept box of higher score is above this.
     """
-    x1, y1, x2, y2 = boxes.detach().cpu().numpy().astype(np.float64).T
-    areas = (x2 - x1) * (y2 - y1)
     order = np.argsort(-scores.detach().cpu().numpy(), kind="stable")
-    kept = []
-    while len(order):
-        first, rest = order[0], order[1:]
-        kept.append(first)
-        width = np.minimum(x2[first], x2[rest]) - np.maximum(x1[first], x1[rest])
-        height = np.minimum(y2[first], y2[rest]) - np.maximum(y1[first], y1[rest])
-        shared = width.clip(0) * height.clip(0)
-        # no division: an empty box has no IoU
-        order = rest[shared <= threshold * (areas[first] + areas[rest] - shared)]
-    return torch.as_tensor(np.array(kept, np.int64), device=boxes.device)
+    kept = _suppress(boxes.detach().cpu().double().numpy(), order, threshold)
+    return torch.as_tensor(order[kept], device=boxes.device)
+
+
+@numba.njit(cache=True)
+def _suppress(boxes, order, threshold):  # type: ignore[no-untyped-def]
+    """Whether each box is kept, in the order given."""
+    kept = np.ones(len(order), np.bool_)
+    for i in range(len(order)):
+        if not kept[i]:
+            continue
+        x1, y1, x2, y2 = boxes[order[i]]
+        for j in range(i + 1, len(order)):
+            left, top, right, bottom = boxes[order[j]]
+            shared = max(min(x2, right) - max(x1, left), 0.0) * max(min(y2, bottom) - max(y1, top), 0.0)
+            union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - shared
+            if shared > threshold * union:  # no division: an empty box has no IoU
+                kept[j] = False
+    return kept
 
 
 def roi_align(
@@ -68,22 +75,23 @@ class _Align(torch.autograd.Function):
         corners = rois.detach().double().numpy()
         numbers = (scale, height, width, samples, aligned)
         ctx.shape, ctx.dtype, ctx.corners, ctx.numbers = volume.shape, volume.dtype, corners, numbers
-        values = volume.detach().float().contiguous().numpy()
-        out = np.zeros((len(corners), volume.shape[1], height, width), np.float32)
+        values = volume.detach().float().permute(0, 2, 3, 1).contiguous().numpy()
+        out = np.zeros((len(corners), height, width, volume.shape[1]), np.float32)
         _align(values, corners, *numbers, out, False)
-        return torch.from_numpy(out).to(volume.dtype)
+        return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous().to(volume.dtype)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        into = np.zeros(ctx.shape, np.float32)
-        _align(into, ctx.corners, *ctx.numbers, gradient.float().contiguous().numpy(), True)
-        return torch.from_numpy(into).to(ctx.dtype), None, None, None, None, None, None
+        batch, channels, rows, columns = ctx.shape
+        into = np.zeros((batch, rows, columns, channels), np.float32)
+        _align(into, ctx.corners, *ctx.numbers, gradient.float().permute(0, 2, 3, 1).contiguous().numpy(), True)
+        return torch.from_numpy(into).permute(0, 3, 1, 2).contiguous().to(ctx.dtype), None, None, None, None, None, None
 
 
 @numba.njit(cache=True)
 def _align(volume, rois, scale, height, width, samples, aligned, bins, backward):  # type: ignore[no-untyped-def]
-    """Average the volume into bins, or with `backward` spread the bins' gradient into the volume."""
-    _, channels, rows, columns = volume.shape
+    """Average the volume (B, H, W, C) into bins (R, h, w, C), or with `backward` spread the bins' gradient into it."""
+    _, rows, columns, channels = volume.shape
     for r in range(len(rois)):
         image = int(rois[r, 0])
         x1, y1, x2, y2 = rois[r, 1:] * scale - (0.5 if aligned else 0.0)
@@ -95,6 +103,7 @@ def _align(volume, rois, scale, height, width, samples, aligned, bins, backward)
         share = 1.0 / max(down * across, 1)
         for i in range(height):
             for j in range(width):
+                one = bins[r, i, j]
                 for a in range(down):
                     y = y1 + (i + (a + 0.5) / down) * high / height
                     for b in range(across):
@@ -103,23 +112,18 @@ def _align(volume, rois, scale, height, width, samples, aligned, bins, backward)
                             continue  # torchvision counts 0 there
                         top, below, v = _neighbours(y, rows)
                         left, right, u = _neighbours(x, columns)
-                        w00, w01 = share * (1 - v) * (1 - u), share * (1 - v) * u
-                        w10, w11 = share * v * (1 - u), share * v * u
+                        w00, w01 = np.float32(share * (1 - v) * (1 - u)), np.float32(share * (1 - v) * u)
+                        w10, w11 = np.float32(share * v * (1 - u)), np.float32(share * v * u)
+                        v00, v01 = volume[image, top, left], volume[image, top, right]
+                        v10, v11 = volume[image, below, left], volume[image, below, right]
                         for c in range(channels):
-                            plane = volume[image, c]
                             if backward:
-                                g = bins[r, c, i, j]
-                                plane[top, left] += w00 * g
-                                plane[top, right] += w01 * g
-                                plane[below, left] += w10 * g
-                                plane[below, right] += w11 * g
+                                v00[c] += w00 * one[c]
+                                v01[c] += w01 * one[c]
+                                v10[c] += w10 * one[c]
+                                v11[c] += w11 * one[c]
                             else:
-                                bins[r, c, i, j] += (
-                                    w00 * plane[top, left]
-                                    + w01 * plane[top, right]
-                                    + w10 * plane[below, left]
-                                    + w11 * plane[below, right]
-                                )
+                                one[c] += w00 * v00[c] + w01 * v01[c] + w10 * v10[c] + w11 * v11[c]
 
 
 @numba.njit(cache=True)
