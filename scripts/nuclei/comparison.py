@@ -8,7 +8,7 @@ import pandas as pd
 
 from vnet.core.errors import InputError
 
-SCORES = ("ap", "boundary_ap", "mask_iou", "boundary_iou")
+SCORES = ("ap", "boundary_ap", "wide_boundary_ap", "mask_iou", "boundary_iou")
 SIZES = (0.0, 24.0, 40.0, float("inf"))  # edges of the groups of nuclei by diameter, in pixels
 
 
@@ -38,8 +38,8 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 def arm_table(runs: pd.DataFrame, cases: pd.DataFrame) -> str:
     """Means over seeds, with the standard deviation between them."""
-    by_seed = labelled(cases).groupby(["row", "seed"])[[*SCORES[2:], "mask_seconds", "mask_memory_mib"]].mean()
-    for key in SCORES[:2]:
+    by_seed = labelled(cases).groupby(["row", "seed"])[[*SCORES[3:], "mask_seconds", "mask_memory_mib"]].mean()
+    for key in SCORES[:3]:
         by_seed[key] = [_pooled(runs, str(row), int(seed), key) for row, seed in by_seed.index]
     lines = [f"{'arm':<24}{'seeds':>6}" + "".join(f"{key:>20}" for key in (*SCORES, "mask part: s, MiB"))]
     for row, own in by_seed.groupby("row"):

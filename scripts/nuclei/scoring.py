@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,22 +60,22 @@ class _Evaluation(COCOeval):
 class _BoundaryEvaluation(_Evaluation):
     """The smaller of mask IoU and boundary IoU in place of mask IoU, as the paper's AP at boundary has it."""
 
-    def __init__(self, truth: COCO, found: COCO, edges: dict[str, list]) -> None:
+    def __init__(self, truth: COCO, found: COCO, true_edges: list, found_edges: list) -> None:
         super().__init__(truth, found)
-        self.edges = edges
+        self.true_edges, self.found_edges = true_edges, found_edges
 
     def computeIoU(self, imgId: int, catId: int) -> NDArray | list:
         ious = super().computeIoU(imgId, catId)
         if not len(ious):
             return ious
         found = sorted(self._dts[imgId, catId], key=lambda one: -one["score"])[: self.params.maxDets[-1]]
-        first = [self.edges["found"][one["id"] - 1] for one in found]
-        second = [self.edges["truth"][one["id"] - 1] for one in self._gts[imgId, catId]]
+        first = [self.found_edges[one["id"] - 1] for one in found]
+        second = [self.true_edges[one["id"] - 1] for one in self._gts[imgId, catId]]
         return np.minimum(ious, rle.iou(first, second, [0] * len(second)))
 
 
 def average_precision(
-    truth: Sequence[Masks], found: Sequence[Masks], scores: Sequence[NDArray], *, pixels: int
+    truth: Sequence[Masks], found: Sequence[Masks], scores: Sequence[NDArray], boundaries: Mapping[str, int]
 ) -> dict[str, list[float]]:
     """Mask AP and AP at boundary, over .50:.05:.95.
 
@@ -83,22 +83,19 @@ def average_precision(
         truth: per image the true masks.
         found: per image the predicted masks.
         scores: per image their scores.
-        pixels: width of the boundary.
+        boundaries: widths of the boundary in pixels, by the name of the AP.
 
     Returns:
-        `ap` and `boundary_ap`: first over all images together, then of each image by itself.
+        `ap` and those of `boundaries`: first over all images together, then of each image by itself.
     """
-    edges: dict[str, list] = {
-        name: [_encoded(boundary(mask, pixels)) for some in masks for mask in some]
-        for name, masks in (("truth", truth), ("found", found))
-    }
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every stage
         known, guessed = _dataset(truth), _dataset(found, scores)
+        evaluations: dict[str, _Evaluation] = {"ap": _Evaluation(known, guessed)}
+        for name, pixels in boundaries.items():
+            edges = [[_encoded(boundary(mask, pixels)) for some in masks for mask in some] for masks in (truth, found)]
+            evaluations[name] = _BoundaryEvaluation(known, guessed, *edges)
         results = {}
-        for name, evaluation in (
-            ("ap", _Evaluation(known, guessed)),
-            ("boundary_ap", _BoundaryEvaluation(known, guessed, edges)),
-        ):
+        for name, evaluation in evaluations.items():
             evaluation.evaluate()
             rows = range(len(truth))
             results[name] = [evaluation.precision_over(rows), *(evaluation.precision_over([row]) for row in rows)]

@@ -62,7 +62,7 @@ def train_run(config: Config, images: Images) -> bool:
         | {
             f"{key}{'' if row['refined'] else '_unrefined'}": row[key]
             for row in pooled
-            for key in ("ap", "boundary_ap")
+            for key in ("ap", "boundary_ap", "wide_boundary_ap")
         }
         | environment(),
     )
@@ -145,7 +145,8 @@ def validate(
     writer: SummaryWriter,
 ) -> None:
     """A row of metrics.csv, the same scalars and a picture for TensorBoard."""
-    scores, found = score_detections(config, detector, [shades[i] for i in rows], [images.labels[i] for i in rows])
+    labels, width = [images.labels[i] for i in rows], {"boundary_ap": config.boundary_pixels}
+    scores, found = score_detections(detector, [shades[i] for i in rows], labels, width)
     row: dict[str, Any] = {"step": step, "ap": scores["ap"][0], "boundary_ap": scores["boundary_ap"][0]}
     row |= {name: float(term.detach()) for name, term in terms.items()}
     for name, value in row.items():
