@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pointrend.boxes import Boxes
 from pointrend.coordinates import voxel_centres
-from pointrend.reading import sample_at, uncertainty
+from pointrend.reading import interpolate_at, uncertainty
 from pointrend.sampling import PointSampling
 
 
@@ -55,7 +55,7 @@ def box_training_voxels(
     if sampling.ignore is not None and labels is not None:
         drawn = _without_ignored(drawn, share[..., 0], boxes, labels, sampling.ignore)
     if chosen:
-        doubt = uncertainty(sample_at(logits, boxes.to_box(voxel_centres(drawn[:, :candidates], size))))
+        doubt = uncertainty(interpolate_at(logits, boxes.to_box(voxel_centres(drawn[:, :candidates], size))))
         best = doubt.topk(chosen, dim=1, sorted=False).indices
         drawn = torch.cat([drawn.gather(1, best), drawn[:, candidates:]], dim=1)
     return drawn.sort(dim=1).values

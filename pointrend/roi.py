@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pointrend.box_sampling import box_training_voxels, voxels_between
 from pointrend.boxes import Boxes, from_box, roi_align, sample_in_boxes, to_box, two_logits
 from pointrend.coordinates import check_extent, check_size, extent_centres, voxel_centres
-from pointrend.reading import best_class, sample_at, uncertainty
+from pointrend.reading import best_class, interpolate_at, uncertainty
 
 if TYPE_CHECKING:
     from pointrend.refine import PointRend
@@ -109,7 +109,7 @@ def box_training_logits(
     competing = boxes.mask_logits(coarse.detach())
     index = box_training_voxels(competing, size, boxes, model.sampling, labels=labels, generator=generator)
     points = voxel_centres(index, size)
-    known = sample_at(coarse, boxes.to_box(points))
+    known = interpolate_at(coarse, boxes.to_box(points))
     rows = _Questions(model, features, image, boxes).ask(list(points), list(known), grid=size)
     logits = torch.stack(rows) if rows else known
     return points, boxes.mask_logits(logits), labels.flatten(1)[target[:, None], index].long()
@@ -244,7 +244,7 @@ class _Window:
         points = extent_centres(index, size, shares)
         labels, doubt, odds = [], [], []
         for some in points.split(chunk):
-            logits = box.mask_logits(sample_at(field, box.to_box(some[None])).float())
+            logits = box.mask_logits(interpolate_at(field, box.to_box(some[None])).float())
             labels.append(best_class(logits)[0])
             doubt.append(uncertainty(logits)[0])
             odds.append(logits[0, 1] - logits[0, 0])
@@ -279,7 +279,7 @@ def _subdivide(
 def _read_rows(coarse: Tensor, points: Sequence[Tensor], boxes: Boxes) -> list[Tensor]:
     """Per box its coarse logits (K, n) at points (n, ndim) of the image."""
     rows = zip(coarse, points, boxes.corners, strict=True)
-    return [sample_at(logits[None], to_box(own, corners)[None])[0] for logits, own, corners in rows]
+    return [interpolate_at(logits[None], to_box(own, corners)[None])[0] for logits, own, corners in rows]
 
 
 def _most_uncertain(doubt: Tensor, num_points: int | None, max_margin: float | None) -> Tensor:

@@ -35,8 +35,8 @@ def discs(count: int = 12, side: int = 96) -> Images:
     return Images(tuple(f"image{i:02}" for i in range(count)), np.array(images), np.array(labels))
 
 
-def write(path: Path, images: Images, **changed: object) -> Path:
-    arrays = {"names": np.array(images.names), "images": images.images, "labels": images.labels} | changed
+def write(path: Path, source: Images, /, **changed: object) -> Path:
+    arrays = {"names": np.array(source.names), "images": source.images, "labels": source.labels} | changed
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
     return path
 
