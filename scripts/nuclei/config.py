@@ -56,7 +56,9 @@ class Config:
     crop: int = 256
     """Side of a crop, in pixels."""
     learning_rate: float = 0.001
-    """Of AdamW at its highest; it rises over 50 steps and falls to 0 by a power of 0.9."""
+    """Of AdamW, after a rise over 50 steps."""
+    averaging: float = 0.99
+    """Share that the averaged weights keep in each step; they are what is validated, scored and predicted with."""
     validate_every: int = 100
     """Steps between two validations."""
     checkpoint_every: int = 50
@@ -89,6 +91,8 @@ class Config:
                 faults.append(f"{key} must be at least {least}, got {getattr(self, key)}")
         if self.crop % 32:
             faults.append(f"crop must be a multiple of 32, got {self.crop}")
+        if not 0 <= self.averaging < 1:
+            faults.append(f"averaging must lie in [0, 1), got {self.averaging}")
         if not 0 < self.learning_rate < 1:
             faults.append(f"learning_rate must lie in (0, 1), got {self.learning_rate}")
         if faults:

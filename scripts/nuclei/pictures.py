@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 TRUTH, FOUND = (80, 220, 120), (255, 90, 90)
-ENLARGED = 6  # screen pixels per image pixel
 SHADE = 0.9  # of the brightest pixels of a picture
 
 
@@ -34,14 +33,10 @@ def side_by_side(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Any:
         rows: each with `image` (h, w) uint8, `truth` (h, w) bool, `title`, and by arm a mask (h, w) bool.
         arms: in the order of the columns.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: a figure without a window, and none is kept
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(rows), 1 + len(arms), figsize=(2.2 * (1 + len(arms)), 2.3 * len(rows)), squeeze=False
-    )
+    figure = Figure(figsize=(2.2 * (1 + len(arms)), 2.3 * len(rows)))
+    axes = figure.subplots(len(rows), 1 + len(arms), squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         line[0].imshow(row["image"], cmap="gray", interpolation="nearest")
         line[0].set_ylabel(row["title"], fontsize=8)

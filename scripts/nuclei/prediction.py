@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models.detection import MaskRCNN
 
 from scripts.nuclei.config import Config
@@ -69,8 +70,10 @@ def trained_detector(run: Path) -> MaskRCNN:
     known = {item.name for item in fields(Config)}
     torch.manual_seed(0)
     detector = build_detector(Config(**{key: value for key, value in keys.items() if key in known}))
-    load_checkpoint(checkpoint, detector)
-    return detector.eval()
+    averaged = AveragedModel(detector)
+    load_checkpoint(checkpoint, averaged)
+    trained: MaskRCNN = averaged.module
+    return trained.eval()
 
 
 def read_boxes(path: Path, names: list[str], size: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scripts.nuclei.config import Config
 from scripts.nuclei.images import read_images, split_by_likeness
+from scripts.nuclei.mosaic import draw_mosaic
 from scripts.nuclei.results import keep
 from scripts.nuclei.training import train_run
 from vnet.core.signals import stopping_at_once
@@ -27,3 +28,5 @@ def train_study(config: Config, results: Path) -> None:
             fresh = train_run(run, images)
             keep(run, split, results)
             print(f"{run.folder}: {'done' if fresh else 'was done before'}", flush=True)
+        if draw_mosaic(config, images, split, results / "nuclei.png"):
+            print(f"picture: {results / 'nuclei.png'}", flush=True)

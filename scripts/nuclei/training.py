@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.models.detection import MaskRCNN
 
@@ -51,8 +52,8 @@ def train_run(config: Config, images: Images) -> bool:
     parts = {
         name: [i for i, row in enumerate(split) if row["part"] == name] for name in ("train", "validation", "test")
     }
-    seconds = fit(config, detector, images, parts, folder.path)
-    cases, nuclei = score_images(config, detector, images, parts["test"])
+    averaged, seconds = fit(config, detector, images, parts, folder.path)
+    cases, nuclei = score_images(config, averaged, images, parts["test"])
     pooled = [row for row in cases if row["image"] == "all"]
     folder.finish(
         cases=[row for row in cases if row["image"] != "all"],
@@ -69,11 +70,18 @@ def train_run(config: Config, images: Images) -> bool:
     return True
 
 
-def fit(config: Config, detector: MaskRCNN, images: Images, parts: Mapping[str, Sequence[int]], folder: Path) -> float:
-    """The training loop, from the last checkpoint on; mean seconds a step of this start."""
+def fit(
+    config: Config, detector: MaskRCNN, images: Images, parts: Mapping[str, Sequence[int]], folder: Path
+) -> tuple[MaskRCNN, float]:
+    """The training loop, from the last checkpoint on.
+
+    Returns:
+        The detector with averaged weights, and the mean seconds a step of this start.
+    """
+    averaged = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(config.averaging))
     optimizer = torch.optim.AdamW(detector.parameters(), lr=config.learning_rate, weight_decay=0.01)
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    first = load_checkpoint(checkpoint, detector, optimizer)
+    first = load_checkpoint(checkpoint, averaged, detector, optimizer)
     shades = {i: normalised(images.images[i]) for i in [*parts["train"], *parts["validation"]]}
     spent = 0.0
     writer = SummaryWriter(str(folder), purge_step=first)
@@ -81,7 +89,7 @@ def fit(config: Config, detector: MaskRCNN, images: Images, parts: Mapping[str, 
         for step in range(first, config.steps):
             began = time.monotonic()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, config.steps)
+                group["lr"] = config.learning_rate * min(1.0, (step + 1) / WARM_UP)
             batch, targets = crops(config, images, shades, parts["train"], step)
             # torchvision draws its proposals, and the heads their points, from the global generator
             torch.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0] >> 1))
@@ -91,22 +99,18 @@ def fit(config: Config, detector: MaskRCNN, images: Images, parts: Mapping[str, 
             loss.backward()
             torch.nn.utils.clip_grad_norm_(detector.parameters(), MOST_NORM)
             optimizer.step()
+            averaged.update_parameters(detector)
             spent += time.monotonic() - began
             done = step + 1
             if done % config.validate_every == 0 or done == config.steps:
-                validate(config, detector, images, shades, parts["validation"], done, terms, folder, writer)
+                validate(config, averaged.module, images, shades, parts["validation"], done, terms, folder, writer)
             if done % config.checkpoint_every == 0 or done == config.steps or stop.exit_code is not None:
-                save_checkpoint(checkpoint, detector, optimizer, done)
+                save_checkpoint(checkpoint, averaged, detector, optimizer, done)
             bar.advance(f"loss {float(loss.detach()):.3f}")
             if stop.exit_code is not None and done < config.steps:
                 raise Preempted(stop.exit_code)
     writer.close()
-    return spent / max(config.steps - first, 1)
-
-
-def schedule(step: int, steps: int) -> float:
-    """Share of the highest learning rate: a linear rise, then (1 - step / steps) to the power of 0.9."""
-    return min(1.0, (step + 1) / WARM_UP) * (1 - step / steps) ** 0.9
+    return averaged.module, spent / max(config.steps - first, 1)
 
 
 def crops(
@@ -159,19 +163,28 @@ def validate(
     write_table(path, [*known, row])
 
 
-def save_checkpoint(path: Path, detector: MaskRCNN, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save_checkpoint(
+    path: Path, averaged: AveragedModel, detector: MaskRCNN, optimizer: torch.optim.Optimizer, step: int
+) -> None:
     """Everything that is needed to continue; random numbers are functions of seed and step."""
+    parts = {"averaged": averaged, "model": detector, "optimizer": optimizer}
     buffer = io.BytesIO()
-    torch.save({"model": detector.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, buffer)
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, detector: MaskRCNN, optimizer: torch.optim.Optimizer | None = None) -> int:
+def load_checkpoint(
+    path: Path,
+    averaged: AveragedModel,
+    detector: MaskRCNN | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> int:
     """Steps done; 0 where there is no checkpoint."""
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)
-    detector.load_state_dict(state["model"])
-    if optimizer is not None:
+    averaged.load_state_dict(state["averaged"])
+    if detector is not None and optimizer is not None:
+        detector.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
