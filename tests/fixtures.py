@@ -47,7 +47,8 @@ def tiny(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY))
-    return ["--config", str(file), "--data.root", str(phantoms), "--threads", "1"]
+    places = ["--data.root", str(phantoms), "--study.results_root", str(tmp_path / "results")]
+    return ["--config", str(file), *places, "--threads", "1"]
 
 
 @pytest.fixture(scope="session")

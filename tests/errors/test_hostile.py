@@ -65,7 +65,8 @@ def test_nothing_is_written_outside_of_what_is_named(
 ) -> None:
     """A study kept in results/, an evaluation, a prediction, a comparison, phantoms, a check: everything they write."""
     data = tree(world / "data")
-    study = [*TRAIN[:4], "--name", "kept", "--study.keep", "true", "--study.arms", "{dense: {}}", "--threads", "1"]
+    study = [*TRAIN[:4], "--name", "kept", "--study.arms", "{dense: {}}", "--threads", "1"]
+    study += ["--study.keep", "true", "--study.results_root", "results"]
     commands = [
         ("train", [*TRAIN, "--name", "other", "--data.cache", "apart"], ("runs", "apart")),
         ("evaluate", [str(RUN), "--points.refine", "false"], ("runs",)),

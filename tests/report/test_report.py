@@ -330,11 +330,13 @@ def test_a_table_as_csv_markdown_and_in_part():
 
 def test_the_experiment_s_comparison_takes_each_run_from_where_it_is_done(tmp_path, make_run, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    config = Config(name="toy", study=StudyConfig(arms={"dense": {}, "pointrend_s2": {}}))
-    make_run(Path("runs", "toy"), "dense")
-    make_run(Path("results", "toy"), "pointrend_s2")
-    make_run(Path("results", "toy"), "dense", offset=-0.5)  # of an older config: the finished run counts
-    print_comparison(config)
+    study = StudyConfig(arms={"dense": {}, "pointrend_s2": {}}, results_root="results")
+    configs = [Config(name="toy", arm=arm, study=study) for arm in study.arms]
+    for config in configs:
+        folder = make_run(Path("runs", "toy"), config.arm)
+        info = json.loads((folder / "run.json").read_text()) | {"config_hash": config.hash("d")}
+        (folder / "run.json").write_text(json.dumps(info))
+    print_comparison(configs)
     printed = capsys.readouterr().out
     assert "pointrend_s2 - dense" in printed
     assert "report: runs/toy/report/report.html" in printed

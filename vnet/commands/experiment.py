@@ -12,9 +12,10 @@ def main(argv: Sequence[str]) -> int:
     load_config(argv, prog="vnet experiment", description=__doc__)  # --help and every fault of the config, first
     from vnet.training.study import run_study
 
-    config = run_study(argv)
+    configs = run_study(argv)
     from vnet.report.terminal import print_comparison
 
-    print_comparison(config)
-    print(f"curves and pictures: tensorboard --logdir {Path(config.run_root, config.name)}  (or: make tensorboard)")
+    print_comparison(configs)
+    runs = Path(configs[0].run_root, configs[0].name)
+    print(f"curves and pictures: tensorboard --logdir {runs}  (or: make tensorboard)")
     return 0

@@ -13,6 +13,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with stopping_at_once():
             from vnet.core.distributed import is_rank_zero
+            from vnet.core.results import RunKey
             from vnet.report.terminal import print_run_summary
             from vnet.training.run import train_run
 
@@ -21,5 +22,5 @@ def main(argv: Sequence[str]) -> int:
         print(f"stopped; the same command continues where it stopped: {config.run_folder}", flush=True)
         return stop.exit_code
     if is_rank_zero():
-        print_run_summary(run.folder)
+        print_run_summary(run.folder, RunKey.of(config))
     return 0

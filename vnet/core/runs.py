@@ -1,6 +1,6 @@
 """A run's folder: what it holds, and whether it is done.
 
-RUN_ROOT/NAME/ARM/foldF_seedS holds config.yaml, run.json, log.txt, metrics.csv, cases.csv, refinement.csv,
+RUN_ROOT/NAME/ARM/foldF_seedS holds config.yaml, run.json, splits.json, log.txt, metrics.csv, cases.csv, refinement.csv,
 pictures/{worst,median,best}_CASE.png, checkpoints/{last,best}.ckpt and TensorBoard events.
 """
 
@@ -10,13 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from vnet.core.config import Config, load_resolved
 from vnet.core.errors import InputError
 from vnet.core.files import is_part, naming, read_json, write_text
+from vnet.core.results import kept_run
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,17 @@ class Run:
     folder: Path
     config_hash: str
 
-    def state(self, results: Path) -> str:
-        """`done`, `started` or `new`.
+    def state(self, config: Config) -> Literal["done", "kept", "started", "new"]:
+        """How far the run is: `done` in its folder, `kept` in the study's results alone, `started` or `new`.
 
         Raises:
             InputError: the folder holds another experiment.
         """
-        if finished_hash(self.folder) == self.config_hash or finished_hash(results) == self.config_hash:
+        if finished_hash(self.folder) == self.config_hash:
             return "done"
+        kept = kept_run(config)
+        if kept is not None and kept.config_hash == self.config_hash:
+            return "kept"
         found = read_hash(self.folder)
         if found is None:
             if self.folder.is_dir() and not all(is_part(path) for path in self.folder.iterdir()):
@@ -80,6 +84,13 @@ def read_hash(folder: Path) -> str | None:
 def finished_hash(folder: Path) -> str | None:
     """Config hash of a finished run: run.json and cases.csv are there."""
     return read_hash(folder) if (folder / "cases.csv").is_file() else None
+
+
+def is_finished(config: Config) -> bool:
+    """Whether RUN_ROOT holds the finished run of `config`, on whatever data, and no other experiment's."""
+    info = read_json(config.run_folder / "run.json") or {}
+    found = finished_hash(config.run_folder)
+    return found is not None and found == config.hash(str(info.get("data_hash")))
 
 
 def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Config]:

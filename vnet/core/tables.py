@@ -12,30 +12,35 @@ from vnet.core.files import write_text
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Rows of equal keys as CSV; None is a blank, true and false are written small.
+    """Write rows of equal keys as CSV; see `cell` for the form of values.
 
     Args:
-        columns: the head of a table without rows.
+        columns: the header of a table without rows.
     """
     rows = list(rows)
+    write_text(path, table_text(rows, list(rows[0]) if rows else columns))
+
+
+def table_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """The text of a CSV table; a row without a column has an empty cell there. Empty text without columns."""
     text = StringIO()
-    head = list(rows[0]) if rows else columns
-    if head:
-        writer = csv.DictWriter(text, head, lineterminator="\n")
+    if columns:
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def cell(value: object) -> object:
+    """A value as a CSV cell: None is an empty cell, booleans are `true` and `false`, floats have six decimals."""
     if isinstance(value, bool):
         return str(value).lower()
-    # six digits after the point: a thousandth of what a metric's noise is, and files that diff well
+    # six decimals: a thousandth of a metric's noise, and files whose differences stay short
     return f"{value:.6f}" if isinstance(value, float) else value
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, [] where there is none."""
+    """The rows of a CSV file, [] where there is none."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -36,9 +36,7 @@ def select_fold(dataset: Dataset, fold: int | Literal["all"]) -> Fold:
     names = sorted(case.name for case in dataset.labelled)
     if fold == "all":
         return Fold(tuple(names), ()) if names else refuse_empty("all", "no labelled case")
-    folds = listed_folds(dataset, set(names))
-    if folds is None:
-        folds = ruled_folds(names)
+    folds = all_folds(dataset)
     if not 0 <= fold < len(folds):
         last = len(folds) - 1
         raise InputError(f"data.fold: fold {fold} does not exist; this data set has folds 0 to {last}, and all")
@@ -46,6 +44,17 @@ def select_fold(dataset: Dataset, fold: int | Literal["all"]) -> Fold:
     if not chosen.train or not chosen.val:
         return refuse_empty(fold, "no case to train on" if not chosen.train else "no case to validate on")
     return chosen
+
+
+def all_folds(dataset: Dataset) -> list[Fold]:
+    """The folds of the labelled cases, as `select_fold` numbers them.
+
+    Raises:
+        InputError: a splits file that does not fit the data set.
+    """
+    names = sorted(case.name for case in dataset.labelled)
+    folds = listed_folds(dataset, set(names))
+    return ruled_folds(names) if folds is None else folds
 
 
 def refuse_empty(fold: int | str, what: str) -> Fold:

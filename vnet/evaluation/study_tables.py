@@ -1,11 +1,11 @@
-"""The finished runs below some folders, read back into one table."""
+"""The finished runs below some folders, read back into one table: from run folders and from kept results."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,33 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from vnet.core.config import ARMS
+from vnet.core.config import ARMS, Config
 from vnet.core.errors import InputError
 from vnet.core.files import read_json
+from vnet.core.results import RUNS, KeptRun, RunKey, read_kept_runs, results_folder
+from vnet.core.runs import is_finished
 from vnet.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 
 KEYS = ["fold", "seed", "case", "structure"]
 REQUIRED = ("arm", *KEYS, "refined", "dice", "surface_dice", "hd95_mm", "assd_mm")
 PROPERTIES = ("truth_ml", "predicted_ml", "thinness")
+RUN_TABLES = {"curves.csv": "metrics.csv"}  # tables that are called otherwise in a run's folder
 # after an arm with a head: its output before refinement, which otherwise counts as refined
 UNREFINED = ":unrefined"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run: its table's place, and what run.json and config.yaml say (empty where they are missing)."""
+    """One finished run.
+
+    Attributes:
+        table: the cases.csv that holds its rows: RUN_ROOT/STUDY/ARM/RUN/cases.csv of the run alone, or
+            RESULTS/STUDY/cases.csv of all runs of a study.
+        info: what run.json says; empty where it is missing.
+        config: the nested keys of the resolved config; empty where it is missing.
+        place: of the table in its run: cases.csv, or evaluation/NAME/cases.csv.
+        shared: the tables hold other runs as well.
+    """
 
     table: Path
     arm: str
@@ -35,17 +47,51 @@ class RunRecord:
     seed: int
     info: dict[str, Any]
     config: dict[str, Any]
-    place: str  # of the table in its run: cases.csv, or evaluation/NAME/cases.csv
+    place: str = "cases.csv"
+    shared: bool = False
+
+    @property
+    def key(self) -> RunKey:
+        return RunKey(self.arm, self.fold, self.seed)
 
     @property
     def name(self) -> str:
         return f"{self.arm} fold {self.fold} seed {self.seed}"
 
     @property
+    def changed_tree(self) -> bool:
+        """Whether the run was made by code that differs from its commit."""
+        return str(self.info.get("commit") or "").endswith("+")
+
+    @property
     def root(self) -> Path | None:
-        """The folder of studies that the run's study lies in: ROOT/STUDY/ARM/RUN/cases.csv."""
-        folders = self.table.resolve().parents
-        return folders[3] if self.place == "cases.csv" and len(folders) > 3 else None
+        """The folder of studies that the run's study lies in."""
+        folders, depth = self.table.resolve().parents, 1 if self.shared else 3
+        return folders[depth] if self.place == "cases.csv" and len(folders) > depth else None
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of its pictures, which may be missing; kept results have none."""
+        return self.table.parent / "pictures"
+
+    def rows(self, name: str) -> pd.DataFrame:
+        """The run's rows of another table beside its own, as text; no rows where there is none.
+
+        Args:
+            name: refinement.csv, or curves.csv (a row a validation).
+
+        Raises:
+            InputError: the file cannot be read as a table.
+        """
+        own_name = RUN_TABLES.get(name, name)
+        path = self.table.with_name(name if self.shared else own_name)
+        if not path.is_file() or not path.stat().st_size:
+            return pd.DataFrame()
+        frame = _read_text(path, path.stat().st_mtime_ns)
+        if not self.shared:
+            return frame
+        own = (frame["arm"] == self.arm) & (frame["fold"] == self.fold) & (frame["seed"] == str(self.seed))
+        return frame[own].drop(columns=["arm", "fold", "seed"]).reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -106,7 +152,7 @@ class Study:
     def properties(self) -> pd.DataFrame:
         """Numbers by case from the properties.csv of the runs (index `case`); no columns where there is none."""
         files = [run.table.with_name("properties.csv") for run in self.runs]
-        frames = [_read_properties(file) for file in files if file.is_file()]
+        frames = [_read_properties(file) for file in dict.fromkeys(files) if file.is_file()]
         return pd.concat(frames).groupby(level=0).first() if frames else pd.DataFrame(index=pd.Index([], name="case"))
 
     @cached_property
@@ -140,8 +186,12 @@ class Study:
         ]
 
 
-def read_study(paths: Sequence[Path]) -> Study:
-    """Every cases.csv below `paths`; those in a folder `evaluation` only when the path itself lies in one.
+def read_study(paths: Sequence[Path], only: Mapping[RunKey, Path] | None = None) -> Study:
+    """The runs of every cases.csv below `paths`; of those in a folder `evaluation` only when the path lies in one.
+
+    Args:
+        paths: folders of runs (RUN_ROOT/STUDY), of kept results (RESULTS/STUDY), or tables.
+        only: the runs to read, each with the table to read it from; None reads all.
 
     Raises:
         InputError: no table, one that cannot be read, two different runs of one arm, fold and seed, or runs
@@ -154,11 +204,14 @@ def read_study(paths: Sequence[Path]) -> Study:
     for table in tables:
         try:
             frame = read_table(table)
+            kept = read_kept_runs(table.parent) if (table.parent / RUNS).is_file() else None
         except InputError as error:
             faults += error.faults
             continue
         for key, rows in frame.groupby(["arm", "fold", "seed"]):
-            record = _record(table, *map(str, key))
+            record = _record(table, kept, *map(str, key))
+            if record is None or (only is not None and only.get(record.key) != table):
+                continue
             twin = next((run for run in runs if run.name == record.name), None)
             if twin is None:
                 runs.append(record)
@@ -243,11 +296,43 @@ def _out_of_range(path: Path, values: pd.Series) -> list[str]:
     return [f"{path}: column {name} must {rule}, got {outside.iloc[0]:g}; {advice}"] if len(outside) else []
 
 
-def _record(table: Path, arm: str, fold: str, seed: str) -> RunRecord:
+def finished_tables(configs: Sequence[Config]) -> dict[RunKey, Path]:
+    """The finished runs of a study, each with the cases.csv that holds it: that in RUN_ROOT, else the kept one.
+
+    Tables of another config or data under the same name do not count.
+
+    Args:
+        configs: of the runs of one study.
+    """
+    kept = read_kept_runs(results_folder(configs[0])) if configs else {}
+    found = {}
+    for config in configs:
+        key = RunKey.of(config)
+        if is_finished(config):
+            found[key] = config.run_folder / "cases.csv"
+        elif key in kept and kept[key].config_hash == config.hash(str(kept[key].info.get("data_hash"))):
+            found[key] = results_folder(config) / "cases.csv"
+    return found
+
+
+def _record(table: Path, kept: Mapping[RunKey, KeptRun] | None, arm: str, fold: str, seed: str) -> RunRecord | None:
+    """The run of some rows of a table; None where the table is of kept results that do not list the run."""
+    if kept is not None:
+        run = kept.get(RunKey(arm, fold, int(seed)))
+        return RunRecord(table, *run.key, run.info, run.config, shared=True) if run else None
     # a table under evaluation/NAME belongs to the run above it
     folder = next((f for f in list(table.parents)[:3] if (f / "run.json").is_file()), table.parent)
     info = read_json(folder / "run.json") or {}
     return RunRecord(table, arm, fold, int(seed), info, _read_config(folder), str(table.relative_to(folder)))
+
+
+@lru_cache(maxsize=4)
+def _read_text(path: Path, modified_ns: int) -> pd.DataFrame:
+    """A CSV file as text. Kept, because every run of a study reads the same file for its own rows."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error}); run the evaluation again") from None
 
 
 def _read_properties(path: Path) -> pd.DataFrame:

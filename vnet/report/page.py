@@ -134,7 +134,7 @@ def _pictures(study: Study) -> list[str]:
     """PNG files in the `pictures` folders of the runs, small ones only; the first fold and the heads come first."""
     order = [*study.heads, *(arm for arm in study.arms if arm not in study.heads)]
     runs = sorted(study.runs, key=lambda run: (run.fold, run.seed, order.index(run.arm)))
-    folders = {run.table.parent / "pictures": run for run in runs}
+    folders = {run.pictures: run for run in runs}
     found = [
         (picture, run)
         for folder, run in folders.items()

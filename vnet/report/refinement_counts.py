@@ -24,14 +24,14 @@ def read_refinement(study: Study) -> pd.DataFrame:
     """
     frames, faults = [], []
     for run in study.runs:
-        path = run.table.with_name("refinement.csv")
-        if not path.is_file() or not path.stat().st_size:
+        frame = run.rows("refinement.csv")
+        if frame.empty:
             continue
         try:
-            frame = pd.read_csv(path, keep_default_na=False)
             frame = frame.astype(dict.fromkeys(BINS, float) | dict.fromkeys(COUNTS, int))
             frames.append(frame[["structure", *BINS, *COUNTS]].assign(arm=run.arm))
-        except (OSError, ValueError, KeyError) as error:
+        except (ValueError, KeyError) as error:
+            path = run.table.with_name("refinement.csv")
             faults.append(f"{path}: not a table of refined voxels ({error}); run the evaluation again")
     if faults:
         raise InputError(faults)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from vnet.core.errors import InputError
+from vnet.core.results import RunKey, shipped_results
 from vnet.evaluation.comparison import (
     Difference,
     compare,
@@ -144,6 +145,7 @@ def build_report(
     named: Sequence[str] | None = None,
     others: Sequence[str] | None = None,
     margin: EquivalenceMargin | None = None,
+    only: Mapping[RunKey, Path] | None = None,
 ) -> Report:
     """Read the runs below `paths` and compare them.
 
@@ -152,11 +154,12 @@ def build_report(
         named: comparisons named beforehand; None takes those of the study's config.
         others: further comparisons; None takes the usual ones where none is named.
         margin: None takes the study's.
+        only: as `read_study` takes it.
 
     Raises:
         InputError: tables that do not fit each other, or comparisons of arms that are not there.
     """
-    whole = read_study(paths)
+    whole = read_study(paths, only)
     chosen = whole.choice_folds
     study = whole.on_folds({run.fold for run in whole.runs} - chosen) or whole
     apart = whole.on_folds(chosen) if study is not whole else None
@@ -212,7 +215,7 @@ def spread_beside(study: Study) -> tuple[list[Difference], str]:
     That study lies beside this one. Nothing is returned where it is not there.
     """
     name = study.settings.get("spread_from")
-    roots = dict.fromkeys([*(run.root for run in study.runs if run.root), Path("results")])
+    roots = dict.fromkeys([*(run.root for run in study.runs if run.root), *shipped_results()])
     folder = next((root / name for root in roots if name and (root / name).is_dir()), None)
     if folder is None or not find_tables([folder], missing_ok=True):
         return [], ""

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from vnet.core.files import read_json
-from vnet.core.tables import read_table
+from vnet.core.results import RUNS
 from vnet.evaluation.pairs import MEAN
 from vnet.evaluation.refinement import ALL, COUNTS
-from vnet.evaluation.study_tables import Study
+from vnet.evaluation.study_tables import RunRecord, Study
 from vnet.report.formatting import change, score
 from vnet.report.refinement_counts import read_refinement
 from vnet.report.tables import Table
@@ -42,18 +41,18 @@ def summary_table(study: Study) -> Table:
 
 def next_looks(study: Study) -> list[str]:
     """What deserves a look, a line each: the weakest structure and case, what refinement did, how training ended."""
-    folder = study.runs[0].table.parent
+    run = study.runs[0]
     answer = study.cases[study.cases["refined"] == bool(study.heads)]
-    return [*_weakest(answer), *_worst_case(answer, folder), *_refinement(study), *_training(folder)]
+    return [*_weakest(answer), *_worst_case(answer, run.pictures), *_refinement(study), *_training(run)]
 
 
 def commands(run: Path) -> list[str]:
     """Commands that can be pasted as they stand: TensorBoard, prediction, comparison.
 
     Args:
-        run: RUN_ROOT/NAME/ARM/foldF_seedS.
+        run: RUN_ROOT/NAME/ARM/foldF_seedS, or the kept results of a study.
     """
-    runs = run.parent.parent
+    runs = run if (run / RUNS).is_file() else run.parent.parent
     tensorboard, vnet = installed_program("tensorboard", "tensorboard.main"), installed_program("vnet", "vnet")
     predict = f"{vnet} predict {shlex.quote(str(run))} --input scan.nii.gz --output predicted"
     return [
@@ -103,11 +102,11 @@ def _weakest(answer: pd.DataFrame) -> Iterable[str]:
     yield f"weakest structure: {name}, Dice {score('dice', float(means.min()))}{missing}"
 
 
-def _worst_case(answer: pd.DataFrame, folder: Path) -> Iterable[str]:
+def _worst_case(answer: pd.DataFrame, pictures: Path) -> Iterable[str]:
     means = answer.groupby("case")["dice"].mean().dropna()
     if means.empty:
         return
-    picture = next((folder / "pictures").glob("worst_*.png"), None)
+    picture = next(pictures.glob("worst_*.png"), None)
     shown = f"; look at {picture}" if picture else ""
     yield f"worst case: {means.idxmin()}, Dice {score('dice', float(means.min()))}{shown}"
 
@@ -129,12 +128,12 @@ def _refinement(study: Study) -> Iterable[str]:
     )
 
 
-def _training(folder: Path) -> Iterable[str]:
-    """How the curve ended, as far as the run tells."""
-    info = read_json(folder / "run.json") or {}
+def _training(run: RunRecord) -> Iterable[str]:
+    """How the curve of validations ended, as far as the run tells."""
+    info = run.info
     if info.get("dropped_steps"):
         yield f"training: {info['dropped_steps']} steps not finite, dropped; a lower training.learning_rate may help"
-    curve = [(int(row["step"]), float(row["dice"])) for row in read_table(folder / "metrics.csv")]
+    curve = [(int(row["step"]), float(row["dice"])) for row in run.rows("curves.csv").to_dict("records")]
     if len(curve) < 2:
         return
     (_, before), (last, end) = curve[-2:]

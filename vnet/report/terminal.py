@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from vnet.core.config import Config
+from vnet.core.results import RunKey
 from vnet.core.tables import read_table
-from vnet.evaluation.study_tables import read_study
+from vnet.evaluation.study_tables import finished_tables, read_study
 from vnet.report import run_summary
 from vnet.report.files import write_report
 from vnet.report.report import Report, build_report
@@ -48,35 +50,34 @@ def _narrow(table: Table) -> Table:
     return table.only(*SHOWN_COLUMNS, *(() if "p (Holm)" in table.columns else ("p",)))
 
 
-def print_comparison(config: Config) -> None:
+def print_comparison(configs: Sequence[Config]) -> None:
     """Print the comparison of a study's finished runs and write the report below its run folders.
 
-    A run counts from RUN_ROOT where it is finished there, else from results/.
+    A run counts from RUN_ROOT where it is finished there, else from the kept results of the study.
+
+    Args:
+        configs: of the runs of one study.
     """
-    tables = []
-    for arm in config.study.arms:
-        for fold in config.study.folds:
-            for seed in config.study.seeds:
-                place = Path(config.name, arm, f"fold{fold}_seed{seed}", "cases.csv")
-                tables += [
-                    root / place for root in (Path(config.run_root), Path("results")) if (root / place).is_file()
-                ][:1]
-    report = build_report(tables, named=config.study.comparisons)
+    config, tables = configs[0], finished_tables(configs)
+    paths = list(dict.fromkeys(tables.values()))
+    report = build_report(paths, named=config.study.comparisons, only=tables)
     print_report(report)
     page = write_report(report, Path(config.run_root, config.name, "report"))
     print(f"report: {page}")
 
 
-def print_run_summary(folder: Path) -> None:
+def print_run_summary(folder: Path, key: RunKey | None = None) -> None:
     """Print what a finished run shows, what to look at next, and the commands to go on with.
 
     Args:
-        folder: of its tables: RUN_ROOT/NAME/ARM/foldF_seedS, or RUN/evaluation/NAME.
+        folder: of its tables: RUN_ROOT/NAME/ARM/foldF_seedS, RUN/evaluation/NAME, or the kept results of its study.
+        key: which run, where the tables may hold others.
     """
     console = terminal()
     lines = []
     if read_table(folder / "cases.csv"):
-        study = read_study([folder / "cases.csv"])
+        table = folder / "cases.csv"
+        study = read_study([table], only=None if key is None else {key: table})
         console.print(rich_table(run_summary.summary_table(study)))
         lines = ["look at next:", *(f"  {line}" for line in run_summary.next_looks(study))]
     else:

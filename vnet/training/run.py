@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from vnet.core.distributed import launch_fabric, on_rank_zero, reduce_max, requi
 from vnet.core.environment import environment
 from vnet.core.files import refuse_links, sweep, write_bytes, write_text
 from vnet.core.hardware import keep_memory, set_threads
-from vnet.core.runs import Run, finished_hash
+from vnet.core.results import results_folder
+from vnet.core.runs import Run
 from vnet.data.dataset import Dataset
+from vnet.data.folds import all_folds
 from vnet.data.prepared import PreparedData, prepare_data
 from vnet.evaluation.scores import Scores
 from vnet.inference.ensemble import tile_size
@@ -29,7 +32,7 @@ def train_run(config: Config) -> Run:
     """Train (or continue) the run of `config`, score its validation fold and write its tables.
 
     Returns:
-        The folder of the tables: the run's, or that in results/ of a run that was done elsewhere.
+        The run, in the folder that holds its tables: its own, or the results of its study where it was done elsewhere.
 
     Raises:
         InputError: bad data, or a run folder that holds another experiment.
@@ -41,8 +44,9 @@ def train_run(config: Config) -> Run:
     require_divisible(config, fabric.device.type)
     prepared = on_rank_zero(lambda: prepare_data(config))
     run = Run(config.run_folder, config.hash(prepared.content_hash))
-    if on_rank_zero(lambda: run.state(config.results_folder)) == "done":
-        here = run.folder if finished_hash(run.folder) == run.config_hash else config.results_folder
+    state = on_rank_zero(lambda: run.state(config))
+    if state in ("done", "kept"):
+        here = run.folder if state == "done" else results_folder(config)
         print(f"{run.folder}: done; its tables are in {here}", flush=True)
         return Run(here, run.config_hash)
     on_rank_zero(lambda: refuse_start(run, config, prepared.dataset))
@@ -76,6 +80,8 @@ def write_identity(run: Run, config: Config, prepared: PreparedData) -> None:
     sweep(run.folder)
     run.write_info(**environment(), data_set=prepared.dataset.name, data_hash=prepared.content_hash, name=config.name)
     write_text(run.folder / "config.yaml", config.to_yaml())
+    folds = [{"train": fold.train, "val": fold.val} for fold in all_folds(prepared.dataset)]
+    write_text(run.folder / "splits.json", json.dumps({"folds": folds}, indent=1) + "\n")
     properties = prepared.dataset.root / "properties.csv"
     if properties.is_file():  # numbers by case, by which the report groups
         write_bytes(run.folder / properties.name, properties.read_bytes())

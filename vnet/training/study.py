@@ -15,7 +15,8 @@ from vnet.core.checkout import checkout
 from vnet.core.config import Config, load_config
 from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError
-from vnet.training.kept_results import keep
+from vnet.core.runs import is_finished
+from vnet.training.kept_results import keep_run
 
 
 def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, list[str]]]:
@@ -30,26 +31,28 @@ def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, 
         yield load_config(words, check_arms=False), words
 
 
-def run_study(argv: Sequence[str], **kwargs: Any) -> Config:
-    """Make every run of the study that is not done, each in a process of its own (its memory is its own, too), and
-    keep its tables in results/ where the study asks for it.
+def run_study(argv: Sequence[str], **kwargs: Any) -> list[Config]:
+    """Make every run of the study that is not done, and keep its tables where the study asks for it.
+
+    Each run is a process of its own, so that its peak memory is its own.
 
     Returns:
-        The config of the study.
+        The configs of the runs.
 
     Raises:
         InputError: started as several processes, or a run ended with a fault; its own line is on stderr.
     """
     require_alone()
     runs = list(study_configs(argv, **kwargs))
+    common = load_config(argv, check_arms=False, apply_arm=False)
     for number, (config, words) in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
         exit_code = run_forwarding_signals(vnet_command("train", *words), vnet_environment())
         if exit_code:
             raise StudyStopped(config, exit_code)
-        if config.study.keep and not (config.results_folder / "cases.csv").is_file():
-            keep(config.run_folder, config.results_folder)
-    return load_config(argv, **kwargs)
+        if config.study.keep and is_finished(config):
+            print(keep_run(config, common), flush=True)
+    return [config for config, _ in runs]
 
 
 def require_alone() -> None:

@@ -259,7 +259,9 @@ class StudyConfig:
     spread_from: str | None = key(None, hash_default=None)
     """Study of the same arms with several seeds, beside this one: its seed spread is printed with the intervals."""
     keep: bool = key(False, hash_default=False)
-    """Copy finished runs (small files only) to results/NAME."""
+    """Merge the tables of finished runs into results/NAME of the checkout."""
+    results_root: str | None = key(None, hash_default=None)
+    """Folder of kept results in place of results/; null takes that of the checkout, else RUN_ROOT/results."""
 
     def __post_init__(self) -> None:
         require(bool(self.arms), "study.arms", "name at least one arm", "none")
@@ -314,6 +316,7 @@ class Config:
         require(is_folder_name(self.name), "name", "be a plain folder name", repr(self.name))
         require(is_folder_name(self.arm), "arm", "be a plain folder name", repr(self.arm))
         paths = {"run_root": self.run_root, "data.root": self.data.root, "data.cache": self.data.cache or ""}
+        paths["study.results_root"] = self.study.results_root or ""
         for name, path in paths.items():
             require(path.isprintable(), name, "be a printable path", repr(path))
         require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
@@ -340,10 +343,6 @@ class Config:
     @property
     def run_folder(self) -> Path:
         return Path(self.run_root, self.name, self.arm, self.run_name)
-
-    @property
-    def results_folder(self) -> Path:
-        return Path("results", self.name, self.arm, self.run_name)
 
     @property
     def run_name(self) -> str:
