@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,3 +80,12 @@ def execute(code: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(code, "docs", "exec"), names)
     return names
+
+
+def run_vnet(words: list[str], folder: Path) -> str:
+    """The stdout of `vnet WORDS`, run in a folder by this checkout's packages; it must succeed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vnet", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, f"vnet {shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import socket
@@ -11,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.docs.pages import README, ROOT, blocks, execute, section, tables
+from tests.docs.pages import README, ROOT, blocks, execute, run_vnet, section, tables
 from vnet.data.phantoms.organs import PhantomKind, write_phantoms
 
 SHORT = {
@@ -41,19 +41,11 @@ def python_below(heading: str) -> list[str]:
     return blocks(section(README.read_text(), heading), "python")
 
 
-def run(words: list[str], folder: Path) -> str:
-    """The stdout of a command that succeeds."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def command(line: str, data: Path) -> list[str]:
-    """The words of a README line, with `vnet` as this checkout's."""
+def run_line(line: str, data: Path, folder: Path, *, more: Sequence[str] = ()) -> str:
+    """The stdout of a line of the README, `DATA` being a folder of data."""
     program, *words = shlex.split(line.replace("DATA", str(data)))
     assert program == "vnet"
-    return [sys.executable, "-m", "vnet", *words]
+    return run_vnet([*words, *more], folder)
 
 
 def serves_tensorboard(port: int) -> bool:
@@ -68,11 +60,11 @@ def test_your_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check, experiment, compare, predict, board = lines_below("Your own data")
     data = tmp_path / "data"
     write_phantoms(data, 5, seed=1, kind=PhantomKind(size=(16, 20, 24), orientations=("RAS", "LPS")))
-    run(command(check, data), tmp_path)
+    run_line(check, data, tmp_path)
     short = [word for pair in SHORT.items() for word in pair]
-    assert "pointrend_s4 - dense" in run([*command(experiment, data), *short], tmp_path)
-    assert "pointrend_s4 - dense" in run(command(compare, data), tmp_path)
-    run(command(predict, data), tmp_path)
+    assert "pointrend_s4 - dense" in run_line(experiment, data, tmp_path, more=short)
+    assert "pointrend_s4 - dense" in run_line(compare, data, tmp_path)
+    run_line(predict, data, tmp_path)
     assert len(list((tmp_path / "predicted").glob("*.nii.gz"))) == 5
     tensorboard_starts(board, tmp_path)
     monkeypatch.chdir(tmp_path)
