@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from tests.docs.pages import ROOT
-from vnet.evaluation.statistics import Paired, holm, summarise
+from vnet.evaluation.statistics import Paired, SeedSpread, holm, summarise
 
 KEYS = ["fold", "seed", "case"]
 UNREFINED = ":unrefined"  # after an arm with a head: the same networks without it
@@ -71,6 +71,19 @@ class StudyFigures:
         means = self.differences(comparison).groupby(["fold", "seed"])["difference"].mean()
         half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
         return float(means.mean() - half), float(means.mean() + half)
+
+    def spread(self, comparison: str) -> SeedSpread:
+        """The standard deviation of a difference between seeds."""
+        found = self.summary(comparison).seed_spread
+        assert found is not None
+        return found
+
+    def null(self, arm: str, first: int, second: int) -> Paired:
+        """The difference between two seeds of one arm."""
+        rows = self.cases[self.cases["side"] == arm]
+        means = rows.groupby(["seed", "fold", "case"])["dice"].mean()
+        table = (means[first] - means[second]).rename("difference").reset_index()
+        return summarise(table.assign(seed=0))
 
     def p_holm(self, comparisons: list[str]) -> dict[str, float]:
         """p of each comparison after Holm's correction of all of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.docs.table_figures import change, dice, figures, interval
+from vnet.evaluation.verdicts import verdict
 
 MAIN = figures("study_hippocampus", 1, 2, 3)
 CHOICE = figures("study_hippocampus", 0)
@@ -34,11 +35,12 @@ def trainings(comparison: str) -> str:
 
 
 def readme() -> list[str]:
+    judged = verdict(MAIN.summary(S2_DENSE), MAIN.p_holm([S2_COARSE, S4_COARSE, S2_DENSE, S1_DENSE])[S2_DENSE])
     return [
         f"`{S4_COARSE}` is {mean(S4_COARSE)} (95 % interval over cases {cases(S4_COARSE)}, over the three trainings "
         f"{trainings(S4_COARSE)}), `{S2_COARSE}` {mean(S2_COARSE)} ({cases(S2_COARSE)}, {trainings(S2_COARSE)})",
         f"`{S2_DENSE}` is {mean(S2_DENSE)} (over cases {cases(S2_DENSE)}, over trainings {trainings(S2_DENSE)}): "
-        "better in these trainings",
+        f"{judged}, no more.",
     ]
 
 
@@ -48,8 +50,7 @@ def glossary() -> list[str]:
 
 def results() -> list[str]:
     long_dense, short_s2 = LONG.mean("dense", "dice"), CHOICE.mean("pointrend_s2", "dice")
-    summaries = [SEEDS.summary(comparison) for comparison in (S2_COARSE, S2_DENSE)]
-    spreads = {dice(summary.seed_spread.sd) for summary in summaries if summary.seed_spread}
+    spreads = {dice(SEEDS.spread(comparison).sd) for comparison in (S2_COARSE, S2_DENSE)}
     smallest, largest = (MAIN.third_by_volume(S2_COARSE, third) for third in (0, 2))
     by_arm = {arm: [dice(SEEDS.mean(arm, "dice", seed=seed)) for seed in (0, 1, 2)] for arm in TIMED[:3]}
     by_seed = [f"`{arm}` {'has ' if arm == 'dense' else ''}{a}, {b} and {c}" for arm, (a, b, c) in by_arm.items()]

@@ -2,7 +2,8 @@
 
 `figures: STUDY folds 1 2 3` stands before a table of arms (first column `` `arm` ``) or of comparisons (`` `A - B` ``).
 `refinement ARM` after it asks for voxels by distance to the surface, `by PROPERTY` for differences by the cases' own
-properties. `figures: benchmark KIND` takes the Dice from results/benchmarks.
+properties, `null` for differences between seeds of one arm. `figures: benchmark KIND` takes the Dice from
+results/benchmarks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 
 from tests.docs.pages import MarkdownTable
 from tests.docs.results import UNREFINED, StudyFigures, benchmark
+from vnet.evaluation.verdicts import verdict
 
 SCORES = {
     "Dice": "dice",
@@ -81,9 +83,11 @@ def comparison_cell(found: StudyFigures, comparison: str, column: str, cell: str
     if column == "p (Holm)":
         p = found.p_holm(named)[comparison]
         return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    if column == "verdict":
+        return verdict(summary, found.p_holm(named)[comparison])
     if column == "seed spread":
-        assert summary.seed_spread is not None
-        return dice(summary.seed_spread.sd)
+        spread = found.spread(comparison)
+        return f"{dice(spread.sd)} ({dice(spread.low)} to {dice(spread.high)})"
     return {
         "difference in Dice": change(summary.mean),
         "interval over cases": interval(summary.low, summary.high),
@@ -107,6 +111,16 @@ def voxel_cells(found: StudyFigures, arm: str, distance: str) -> list[str]:
     edges = [float(number) for number in re.findall(r"\d+", distance)]
     low, high = edges if len(edges) == 2 else (0.0, edges[0])
     return [str(found.voxels(arm, kind, low, high)) for kind in ("fixed", "broken")]
+
+
+def null_cells(found: StudyFigures, arm: str, header: tuple[str, ...]) -> list[str]:
+    """The differences between two seeds of one arm, each column named `seed A - seed B`."""
+    expected = []
+    for column in header:
+        first, second = (int(seed) for seed in re.findall(r"\d+", column))
+        summary = found.null(arm, first, second)
+        expected.append(f"{change(summary.mean)} ({interval(summary.low, summary.high)})")
+    return expected
 
 
 def refinement_cells(kind: str, header: tuple[str, ...], row: tuple[str, ...]) -> list[str]:
@@ -136,12 +150,14 @@ def expected_row(table: MarkdownTable, row: tuple[str, ...]) -> list[str]:
         kind = table.comment.split()[-1]
         found_cells = volume_cells(row) if kind == "volumes" else refinement_cells(kind, table.header[1:], row)
         return [row[0], *found_cells]
-    said = re.fullmatch(r"figures: (\w+) folds ([\d ]+)(?: refinement (\w+)| by (.*))?", table.comment.strip())
+    said = re.fullmatch(r"figures: (\w+) folds ([\d ]+)(?: refinement (\w+)| by (.*)|( null))?", table.comment.strip())
     assert said, f"not understood: {table.comment}"
     found = figures(said[1], *(int(fold) for fold in said[2].split()))
     if said[3]:
         return [row[0], *voxel_cells(found, said[3], row[0])]
     name = re.findall(r"`([^`]+)`", row[0])[0]
+    if said[5]:
+        return [row[0], *null_cells(found, name, table.header[1:])]
     if said[4]:
         return [row[0], *property_cells(found, name, table.header[1:], row[1:])]
     columns = list(zip(table.header, row, strict=True))[1:]

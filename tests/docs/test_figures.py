@@ -39,7 +39,10 @@ def test_sentences_hold_the_figures_of_results(page: str) -> None:
         assert sentence in text
 
 
-@pytest.mark.parametrize("page", [*PAGES, LOG], ids=lambda page: page.name)
+FIGURED = [page for page in [*PAGES, LOG] if page.name != "errors.md"]  # that page shows what people typed
+
+
+@pytest.mark.parametrize("page", FIGURED, ids=lambda page: page.name)
 def test_every_figure_is_recomputed_or_marked(page: Path) -> None:
     text = prose(page.read_text())
     for table in tables(text):

@@ -28,6 +28,7 @@ def cpu_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in used)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_the_notebook_goes_from_data_to_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
