@@ -1,7 +1,7 @@
 """Measure speed and memory on this machine.
 
-Prints tables; without --quick it also writes results/benchmarks/NAME[_PART].csv and .png. Nothing else should run.
-With --case, rows of the table that are not measured stay as they are.
+It prints a table and, without --quick, writes results/benchmarks/NAME.csv and .png. Nothing else should run meanwhile.
+With --case, the table's other rows stay as they are.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ BENCHMARKS = {
     "refinement": "what makes the head cheap on a trained run: Dice by voxels asked about, precision, batches",
     "start": "importing the library and the first call of its compiled functions",
     "step": "a training step of every arm",
-    "board": "a training with and without logging, and TensorBoard's first page",
-    "train": "training: MONAI's V-Net beside ours, the whole job, growth, where a step's time goes",
-    "predict": "a large volume under MONAI's sliding window and ours; mirroring, ensembles, clean-up and maps",
+    "tensorboard": "a training with and without logging, and TensorBoard's first page",
+    "train_monai": "a training step of MONAI's V-Net and of ours with the same stages",
+    "train_job": "a whole training: seconds to the first step, share of waiting for data",
+    "train_growth": "a training step by size of the volume and number of classes",
+    "train_roofline": "multiply-adds and bytes of a step's operations against the machine's ceilings",
+    "predict_monai": "a large volume labelled under MONAI's sliding window and ours",
     "processes": "two processes of one thread against one of two threads",
     "volume": "prediction of one large volume: seconds and peak memory",
     "kinds": "prediction of volumes of odd kinds: seconds, peak memory, Dice",
     "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }
-PARTS = {"train": ("monai", "job", "growth", "roofline"), "predict": ("monai", "extras")}
 BY_CASE = ("render", "subdivision")  # those whose rows can be measured one at a time
 WITH_RUN = ("render", "refinement")
 
@@ -45,8 +47,6 @@ def main(argv: Sequence[str]) -> int:
     for name, purpose in BENCHMARKS.items():
         one = names.add_parser(name, help=purpose, description=purpose)
         one.add_argument("--quick", action="store_true", help="small sizes, under five minutes; nothing is written")
-        if name in PARTS:
-            one.add_argument("--part", choices=PARTS[name], help="this part alone (default: all)")
         one.add_argument(
             "--output",
             metavar="FOLDER",
@@ -63,11 +63,7 @@ def main(argv: Sequence[str]) -> int:
     if chosen.name in WITH_RUN:
         choice["trained"] = chosen.run
     module = import_module(f"scripts.benchmarks.{chosen.name}")
-    if chosen.name not in PARTS:
-        show(module.run(quick=chosen.quick, **choice), chosen.name, chosen)
-        return 0
-    for part in [chosen.part] if chosen.part else PARTS[chosen.name]:
-        show(module.PARTS[part](quick=chosen.quick), f"{chosen.name}_{part}", chosen)
+    show(module.run(quick=chosen.quick, **choice), chosen.name, chosen)
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Draw the figures of the README.
+"""Draw the pictures of README and docs.
 
 points.png    sampled points over a mask at 32, 64 and 128 elements a side, as in 2020
 surface.png   the uncertain voxels of a coarse 3D segmentation: a shell around the organ
 speed.png     seconds of `getpoint` against its points, from results/benchmarks/getpoint.csv
 phantom.png   with --run: outlines of truth, unrefined and refined labels of a case, in three planes
 head.png      with --run: how the head works, step by step, on that case
-tensorboard_TAB.png  with --board: each tab of TensorBoard, in a headless Chromium
+tensorboard_TAB.png  with --tensorboard: each tab of TensorBoard, in a headless Chromium
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FOLDER", type=Path, default=REPOSITORY / "docs" / "images")
     parser.add_argument("--run", metavar="RUN", type=Path, help="a run with a head, as of make experiment")
     parser.add_argument("--case", metavar="NAME", help="a case of its validation fold (default: the first)")
-    parser.add_argument("--board", metavar="RUNS", type=Path, help="a folder of runs, as runs/quickstart")
+    parser.add_argument("--tensorboard", metavar="RUNS", type=Path, help="a folder of runs, as runs/quickstart")
     chosen = parser.parse_args(argv)
     from scripts.figures import head, points
 
     chosen.output.mkdir(parents=True, exist_ok=True)
-    if chosen.board:
-        from scripts.figures import board
+    if chosen.tensorboard:
+        from scripts.figures import tensorboard_tabs
 
-        paths = board.draw(chosen.board, chosen.output)
+        paths = tensorboard_tabs.draw(chosen.tensorboard, chosen.output)
     else:
         paths = head.draw(chosen.run, chosen.case, chosen.output) if chosen.run else points.draw(chosen.output)
     for path in paths:

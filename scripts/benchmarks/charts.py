@@ -10,12 +10,12 @@ from scripts.benchmarks.rows import Row
 
 
 def columns(rows: list[Row]) -> list[str]:
-    """All keys, in the order of their first appearance."""
+    """The keys of all rows, in the order of their first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def read_csv(path: Path) -> list[Row]:
-    """What `write_csv` wrote, numbers as numbers; cells that were left blank are left out."""
+    """The rows of a file that `write_csv` wrote, numbers as numbers, without empty cells."""
     with path.open(newline="") as file:
         return [{key: _value(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
 
@@ -30,7 +30,7 @@ def _value(text: str) -> Any:
 
 
 def merged(old: list[Row], new: list[Row], key: str = "case") -> list[Row]:
-    """The old rows, those that were measured again replaced; further ones behind."""
+    """The old rows, with those measured again replaced and new ones at the end."""
     fresh = {row[key]: row for row in new}
     return [fresh.pop(row.get(key), row) for row in old] + list(fresh.values())
 
@@ -43,7 +43,7 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def draw_seconds(rows: list[Row], path: Path, title: str) -> None:
-    """Seconds on a logarithmic axis: a group of bars for each row, a colour for each column that ends in `_s`."""
+    """Draw seconds on a logarithmic axis: a group of bars a row, a colour for each column that ends in `_s`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,7 +65,7 @@ def draw_seconds(rows: list[Row], path: Path, title: str) -> None:
 
 
 def name_of(row: Row) -> str:
-    """What a row is about: its leading entries, up to the first measurement."""
+    """The name of a row: its entries up to the first measurement."""
     words = []
     for key, value in row.items():
         if key.endswith("_s") or key == "seconds":

@@ -1,7 +1,7 @@
-"""What the same bits cost: training steps with torch's deterministic algorithms and without, taking turns.
+"""Cost of torch's deterministic algorithms: training steps with them and without, taking turns.
 
-Beside the seconds: whether the weights agree bit for bit between two trainings with one thread and with two, with and
-without those algorithms, and between one thread and two.
+Beside the seconds the table says whether weights agree bit for bit: between two trainings with one thread and with two,
+with and without those algorithms, and between one thread and two.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def made_step(config: Config) -> tuple[Segmenter, Callable[[int], None]]:
+def random_step(config: Config) -> tuple[Segmenter, Callable[[int], None]]:
     """A fresh model and a function that trains it for step `number`, on one random batch."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(config.training.batch, 1, *config.training.patch, generator=generator)
@@ -52,9 +52,9 @@ def made_step(config: Config) -> tuple[Segmenter, Callable[[int], None]]:
 
 
 def weights_after(config: Config, steps: int, *, threads: int, strict: bool) -> bytes:
-    """Bytes of every weight after some steps from the start."""
+    """The bytes of all weights after some steps."""
     set_threads(threads)
-    model, step = made_step(config)
+    model, step = random_step(config)
     with deterministic(strict):
         for number in range(steps):
             step(number)
@@ -62,8 +62,8 @@ def weights_after(config: Config, steps: int, *, threads: int, strict: bool) -> 
 
 
 def cost(config: Config, rounds: int) -> Row:
-    """Median seconds of a step each way, and the median of their ratios within a turn."""
-    _, step = made_step(config)
+    """Median seconds of a step with and without, and the median of their ratios within a turn."""
+    _, step = random_step(config)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(rounds + 1):
         for strict in (False, True) if turn % 2 else (True, False):

@@ -1,4 +1,4 @@
-"""A measurement in a process of its own: its peak memory holds nothing of others."""
+"""Measurements in a process of their own, so that the peak memory is theirs alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def call(module: str, function: str, **words: Any) -> Mapping[str, Any]:
-    """`function(**words)` of `benchmarks.MODULE` in a fresh process, which returns a mapping.
+    """The mapping that `function(**words)` of `scripts.benchmarks.MODULE` returns in a fresh process.
 
     Raises:
-        RuntimeError: with what the process wrote, where it fails.
+        RuntimeError: the process failed; the message is what it wrote on stderr.
     """
     code = (
         f"import json, sys; from scripts.benchmarks.{module} import {function}; "

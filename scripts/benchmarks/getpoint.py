@@ -1,9 +1,10 @@
 """Boundary points of a mask: `getpoint` against both algorithms of 2020 and a careful numpy version.
 
-The two of 2020 are written anew from their description. `original` cuts a window out of the mask for each candidate;
-`improved` fills a table with the spread of every element's window first, element after element, and looks candidates
-up in it. Their windows are as they were, 2 r wide and off centre. `filters` is the table from scipy's minimum and
-maximum filters, with vectorised look-up. All draw k=1 point per element with beta=0.95 and a radius of 1.
+The two of 2020 are written anew from their description. `original` cuts a window out of the mask for each candidate.
+`improved` first fills a table with the spread of every element's window, one element after the other, and looks
+candidates up in it. Their windows are as in 2020: 2 r wide and off centre. `filters` makes the table with scipy's
+minimum and maximum filters and looks up all candidates at once. All draw k=1 point per element with beta=0.95 and a
+radius of 1.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from scripts.benchmarks.rows import Row
 BETA, RADIUS = 0.95, 1
 
 
-def made_mask(*shape: int) -> NDArray[np.uint8]:
-    """A lobed blob that fills about a third of the image, whatever its resolution."""
+def blob_mask(*shape: int) -> NDArray[np.uint8]:
+    """A mask of a lobed blob that fills about a third of the image at any resolution."""
     axes = np.meshgrid(*[(np.arange(n) + 0.5) / n * 2 - 1 for n in shape], indexing="ij", sparse=True)
     angle = np.arctan2(axes[-2], axes[-1])
     radius = np.sqrt(sum(axis**2 for axis in axes))
@@ -69,7 +70,7 @@ def filters(mask: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def fastest(function: Callable[[], Any], seconds: float) -> float:
-    """Seconds of the fastest call: one that is not counted, then as many as fit in `seconds`, at least one."""
+    """Seconds of the fastest call of as many as fit in `seconds`, at least one, after one that is not counted."""
     function()
     best, end = np.inf, time.perf_counter() + seconds
     while True:
@@ -82,7 +83,7 @@ def fastest(function: Callable[[], Any], seconds: float) -> float:
 
 
 def measure(side: int, *, patience: float) -> Row:
-    mask = made_mask(side, side)
+    mask = blob_mask(side, side)
     sides: dict[str, Callable[[], Any]] = {
         "original": lambda: original(mask),
         "improved": lambda: improved(mask),
@@ -101,7 +102,7 @@ def measure(side: int, *, patience: float) -> Row:
 
 
 def measure_volume(side: int, *, density: float, radius: int, patience: float) -> Row:
-    mask = made_mask(side, side, side)
+    mask = blob_mask(side, side, side)
     seconds = fastest(lambda: getpoint(mask, density, BETA, nearest_neighbor=radius), patience)
     return {"mask": f"{side}x{side}x{side}", "points": int(density * mask.size), "getpoint_s": seconds}
 

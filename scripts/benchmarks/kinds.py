@@ -1,4 +1,4 @@
-"""Volumes of odd kinds, as `benchmarks.volume` tries large ones: seconds a volume, peak memory, Dice."""
+"""Prediction of volumes of odd kinds, measured as in `volume`: seconds, peak memory, Dice."""
 
 from __future__ import annotations
 

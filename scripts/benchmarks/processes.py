@@ -1,7 +1,7 @@
 """Two processes of one thread against one process of two threads: seconds of a training step of the same batch.
 
-The real loop runs (batches from the loader, gradients averaged over gloo, the stop signal agreed on), on phantoms. Both
-sides stay loaded and take turns, so that the machine's moods hit both alike.
+The training loop runs as in `vnet train` (batches from the loader, gradients averaged over gloo, the stop signal agreed
+on), on phantoms. Both sides stay loaded and take turns, so that a change of the machine's speed meets both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vnet.data.phantoms.organs import write_phantoms
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Reads a number of steps a line, answers with their seconds.
+# reads a number of steps a line, prints their seconds
 WORKER = """
 import sys, time
 from vnet.core.config import load_config
@@ -47,7 +47,7 @@ shutdown(0)
 
 
 class Side:
-    """Processes that train together when told to."""
+    """Processes that train together, a number of steps at a time."""
 
     def __init__(self, world: int, threads: int, words: list[str], stack: ExitStack) -> None:
         with socket.socket() as free:
@@ -70,7 +70,7 @@ class Side:
             self.workers.append(stack.enter_context(worker))
 
     def seconds(self, steps: int) -> float:
-        """Of one step, the slowest process's."""
+        """Seconds of a step: those of the slowest process."""
         for worker in self.workers:
             assert worker.stdin is not None
             worker.stdin.write(f"{steps}\n")
@@ -79,7 +79,7 @@ class Side:
 
 
 def measure(arm: str, config_file: str, folder: Path, *, turns: int, steps: int) -> Row:
-    """A row: median seconds of a step of both sides, and the median of the ratios within a turn."""
+    """One row: median seconds of a step of both sides, and the median of the ratios within a turn."""
     words = ["--config", config_file, "--arm", arm, "--data.root", str(folder / "data")]
     words += ["--run_root", str(folder / "runs")]
     with ExitStack() as stack:

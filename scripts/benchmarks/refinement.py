@@ -1,8 +1,8 @@
-"""What makes the head cheap on a trained network: fewer points, a lower precision, other batches of points.
+"""Cost and Dice of the head on a trained network, by number of points, precision and points at once.
 
-A run with a head predicts its validation fold. `share` and `margin` rows say what asking about fewer voxels costs in
-Dice; the others time the head (reading features and the small network) at the most uncertain voxels of the first
-case's grid, rendered finer, and count the labels that change.
+A run with a head predicts its validation fold. `share` and `margin` rows hold the Dice when fewer voxels are refined.
+The others time the head (reading features and the small network) at the most uncertain voxels of the first case's
+grid, rendered finer, and count the labels that change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ POINTS = 262144
 
 @dataclass(frozen=True)
 class Refined:
-    """A validation case refined at its most uncertain voxels, the widest share of `SHARES`."""
+    """A validation case refined at its most uncertain voxels, as many as the largest of `SHARES`."""
 
     truth: np.ndarray
     unrefined: np.ndarray
@@ -45,7 +45,7 @@ class Refined:
     margin: np.ndarray  # of the voxels at `index`, best minus second-best coarse logit
 
     def dice(self, asked: np.ndarray, classes: int) -> float:
-        """Mean over structures if only the voxels index[asked] had been refined."""
+        """Mean Dice over structures if only the voxels index[asked] were refined."""
         labels, some = self.unrefined.copy(), self.index[asked]
         labels.reshape(-1)[some] = self.labels.reshape(-1)[some]
         return float(np.nanmean(dice_scores(labels, self.truth, classes)))
@@ -64,7 +64,7 @@ def refined_cases(predictor: Predictor, count: int | None) -> list[Refined]:
 
 
 def dice_rows(cases: Sequence[Refined], classes: int) -> list[Row]:
-    """Dice against the share of voxels asked about, chosen by rank or by a margin."""
+    """Rows of Dice by the share of refined voxels, chosen by rank or by a margin."""
 
     def row(name: str, chosen: Callable[[Refined], np.ndarray]) -> Row:
         asked = [chosen(case) for case in cases]
@@ -81,20 +81,20 @@ def dice_rows(cases: Sequence[Refined], classes: int) -> list[Row]:
 
 
 def most_uncertain(case: Refined, share: float) -> np.ndarray:
-    """Which of `index` belong to the given share of the volume's voxels; ties go to the lower index."""
+    """True for the voxels of `index` that are the most uncertain `share` of the volume; ties go to the lower index."""
     asked = np.zeros(len(case.index), bool)
     asked[np.argsort(case.margin, kind="stable")[: round(share * case.truth.size)]] = True
     return asked
 
 
 def within(case: Refined, margin: float) -> np.ndarray:
-    """Which of `index` lie within a margin."""
+    """True for the voxels of `index` within a margin."""
     return case.margin <= margin
 
 
 @torch.inference_mode()
 def head_rows(predictor: Predictor, points: int, rounds: int) -> list[Row]:
-    """Seconds of the head on one thread, by precision and by points at once, and the share of labels that change."""
+    """The head's seconds on one thread, by precision and points at once, and the share of labels that change."""
     prepared = prepare_data(predictor.config)
     volume = read_image(prepared.cases(prepared.fold.val[:1])[0].images)
     image = torch.from_numpy(np.ascontiguousarray(predictor.preprocessing.apply(volume)))[None]

@@ -7,7 +7,7 @@ pools), resets the peak of its memory and measures: added memory in the first ca
 `skimage` resizes class by class with order 1, as nnU-Net does by default; `stream` is a plain separable loop in numba
 over target planes and classes with a running maximum; `dense` is the loop that `render_labels` falls back to.
 
-Made logits are wobbly ellipsoids; with a run, the coarse logits of its network on a validation case are rendered too.
+Synthetic logits are wobbly ellipsoids. With a run, its coarse logits of a validation case are rendered too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Case:
-    """Logits (classes, *source) to labels (*target); noise is the standard deviation of what is added per voxel."""
+    """Logits (classes, *source) rendered as labels (*target), with normal noise of this standard deviation added."""
 
     classes: int
     source: tuple[int, int, int]
@@ -60,12 +60,12 @@ SIDES = ("torch", "torch_class", "skimage", "stream", "dense", "render", "render
 QUICK_SIDES = ("torch", "torch_class", "stream", "dense", "render", "render_2_threads")
 OWN_SIDES = ("stream", "dense", "render", "render_2_threads")
 SLOW_SIDES = ("torch", "torch_class", "skimage")
-TURNS = 3  # of the other sides, one after the other: the machine drifts
+TURNS = 3  # of the other sides, one after the other: the machine's speed drifts
 TRAINED_FACTORS = (4, 8)
 
 
-def made_logits(case: Case, seed: int = 0) -> NDArray[np.float32]:
-    """(1, classes, *source): wobbly ellipsoids in a background, their logits falling with the distance."""
+def synthetic_logits(case: Case, seed: int = 0) -> NDArray[np.float32]:
+    """(1, classes, *source) logits of wobbly ellipsoids in a background, falling with the distance."""
     random = np.random.default_rng(seed)
     logits = random.standard_normal((1, case.classes, *case.source), dtype=np.float32)
     if math.isinf(case.noise):
@@ -183,7 +183,7 @@ FUNCTIONS: dict[str, Render] = {
 
 
 def peak_bytes(field: str) -> int:
-    """A line of /proc/self/status in bytes."""
+    """An entry of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -191,7 +191,7 @@ def peak_bytes(field: str) -> int:
 
 
 def measure_here(side: str, source: str, output: str, size: tuple[int, ...], calls: int) -> dict[str, float]:
-    """In the fresh process: seconds and added bytes of one side; the labels go to `output`."""
+    """Measure one side in the fresh process: seconds and added bytes. Its labels are written to `output`."""
     logits, function = np.load(source), FUNCTIONS[side]
     small = np.ascontiguousarray(logits[:, :, :6, :6, :6])
     noise = np.random.default_rng(0).standard_normal(small.shape, dtype=np.float32)
@@ -243,11 +243,11 @@ def mixed_share(logits: NDArray[np.float32]) -> float:
 def measure(
     name: str, logits: NDArray[np.float32], target: tuple[int, ...], sides: Sequence[str], calls: int = 7
 ) -> Row:
-    """One row: seconds and added megabytes of each side; differing voxels against the first side.
+    """One row: seconds and added megabytes of each side, and the voxels that differ from the first side.
 
     Args:
         logits: (1, K, *source).
-        calls: of each side in each of its turns, of which the fastest counts; one of those that take minutes.
+        calls: of each side in each turn, of which the fastest counts; slow sides are called once.
     """
     results, differing, reference = {}, 0, None
     with tempfile.TemporaryDirectory() as folder:
@@ -285,7 +285,7 @@ def run(quick: bool = False, cases: Sequence[str] = (), trained: Path | None = N
     Args:
         quick: three small cases.
         cases: only these rows; none is all of them.
-        trained: a run whose logits are rendered too, up to 4 and 8 times finer than its network gives them.
+        trained: a run whose logits are rendered too, 4 and 8 times finer than its network's grid.
 
     Raises:
         InputError: no such case, or not a run.
@@ -303,7 +303,7 @@ def run(quick: bool = False, cases: Sequence[str] = (), trained: Path | None = N
         if name in made:
             case = made[name]
             sides = QUICK_SIDES if quick else SIDES if name in CASES else OWN_SIDES
-            rows.append(measure(name, made_logits(case), case.target, sides, calls=5 if quick else 7))
+            rows.append(measure(name, synthetic_logits(case), case.target, sides, calls=5 if quick else 7))
         else:
             from scripts.benchmarks.trained import coarse_logits
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: rows, the choice of some of them, sides that take turns, and functions with a clock."""
+"""Rows of a benchmark: their choice, sides that take turns, functions with a clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def chosen_names(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The wanted names in the order of the known ones; none wanted is all of them.
+    """The wanted names in the order of the known ones; all names where none is wanted.
 
     Raises:
         InputError: a name that is not known.
@@ -26,7 +26,7 @@ def chosen_names(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def take_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side by turn, after one that is not counted: the machine's moods hit all alike."""
+    """Seconds of each side by turn, after one uncounted turn; a change of the machine's speed meets all sides."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():
@@ -38,7 +38,7 @@ def take_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    """The function, which adds the seconds of each of its calls, also of one that raises."""
+    """`function` with a clock: the seconds of each call, also of one that raises, are appended to `seconds`."""
 
     @functools.wraps(function)
     def measured(*args: Any, **kwargs: Any) -> Any:
@@ -52,5 +52,5 @@ def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., A
 
 
 def paired(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """Median over the turns of the ratio within a turn: a machine that slows down slows both."""
+    """Median over the turns of the ratio within a turn: a machine that slows down slows both sides."""
     return statistics.median(a / b for a, b in zip(seconds, others, strict=True))

@@ -1,4 +1,4 @@
-"""What the library costs before it works: importing it, and the first call of each compiled function.
+"""Seconds of importing the library and of the first call of each compiled function.
 
 Every measurement is a fresh process with one thread. Imports are the fastest of several; `beyond torch` is the time of
 the import after torch is there. First calls are made twice: with an empty cache of compiled code, and again.
@@ -39,7 +39,7 @@ CALLS = {
 
 
 def seconds(code: str, cache: str | None = None) -> float:
-    """What a fresh process prints."""
+    """The seconds that a fresh process prints."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"NUMBA_CACHE_DIR": cache} if cache else {})
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=True

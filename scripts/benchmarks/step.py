@@ -1,6 +1,6 @@
-"""A training step of every arm: seconds, multiply-adds, and what the head adds to its own arm.
+"""A training step of every arm: seconds, multiply-adds and the head's share.
 
-The arms take turns in one process, on the same random batch, so that the machine's moods hit all alike.
+The arms take turns in one process, on the same random batch, so that a change of the machine's speed meets all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONFIGS = ("configs/hippocampus.yaml", "configs/study_hippocampus.yaml")
 
 
 def step_of(arm: str, config_file: str, image: torch.Tensor, labels: torch.Tensor) -> tuple[Callable[[], None], float]:
-    """A function that makes one optimiser step of an arm, and its multiply-adds a volume in G."""
+    """A function that makes one optimiser step of an arm, and its multiply-adds a volume in units of 1e9."""
     config = load_config(["--config", config_file, "--arm", arm])
     model = build_model(config, in_channels=1, classes=3)
     optimizer = build_optimizer(model, config.training)
@@ -41,8 +41,8 @@ def step_of(arm: str, config_file: str, image: torch.Tensor, labels: torch.Tenso
     return step, count_multiply_adds(model, image[:1]) / 1e9
 
 
-def made_batch(size: tuple[int, ...], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise, and smooth blobs of three classes, so that there is a surface to be uncertain about."""
+def random_batch(size: tuple[int, ...], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of noise, with labels of smooth blobs of three classes, whose surfaces are uncertain."""
     image = torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(0))
     blobs = torch.nn.functional.avg_pool3d(image[:, 0], 9, stride=1, padding=4)
     return image, blobs.mul(60).clamp(-1, 1).round().long() + 1
@@ -51,7 +51,7 @@ def made_batch(size: tuple[int, ...], batch: int) -> tuple[torch.Tensor, torch.T
 def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: int) -> list[Row]:
     """Median seconds of a step of each arm over `rounds` turns, after one that is not counted; `of_dense` and
     `head_share` (of the arm's own step) are medians of ratios within a turn."""
-    image, labels = made_batch(size, batch)
+    image, labels = random_batch(size, batch)
     arms = {arm: step_of(arm, config_file, image, labels) for arm in ARMS}
     seconds = take_turns({arm: step for arm, (step, _) in arms.items()}, rounds)
     made = {arm: made_g for arm, (_, made_g) in arms.items()}
@@ -82,10 +82,10 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
 
 
 def peak(arm: str, config_file: str, size: list[int], batch: int) -> Row:
-    """Peak memory of a process that makes three steps of an arm, the libraries included."""
+    """Peak memory in MiB of a process that makes three steps of an arm, the libraries included."""
     set_threads(0)
     keep_memory()
-    step, _ = step_of(arm, config_file, *made_batch(tuple(size), batch))
+    step, _ = step_of(arm, config_file, *random_batch(tuple(size), batch))
     for _ in range(3):
         step()
     return {"peak_memory_mib": round(peak_memory_mib())}

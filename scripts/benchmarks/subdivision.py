@@ -1,9 +1,9 @@
 """Refinement of 3D logits: candidates from cell bounds against loops over the dense fine grid.
 
-`straight` is a port of the paper's loop as one would write it: up-sample, top-2 over the classes, top-k over the grid,
-sample, predict, write back. `tuned` is the same with running maxima in the place of torch's `topk` and `argmax` over
-the class axis. `bounds` is `PointRend.refine`. All refine the same voxels with the same head, and their labels are
-compared. Columns without `head` time everything but sampling and MLP: the head gives back the coarse logits.
+`straight` is a direct port of the paper's loop: up-sample, top-2 over the classes, top-k over the grid,
+sample, predict, write back. `tuned` has running maxima in the place of torch's `topk` and `argmax` over the class
+axis. `bounds` is `PointRend.refine`. All refine the same voxels with the same head, and their labels are
+compared. Columns `_rest` time everything but sampling and MLP: the head returns the coarse logits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]  # points (1, N, 3), coarse logits 
 
 @dataclass(frozen=True)
 class Case:
-    """Cubes of `coarse` voxels a side refined to `target`, at `points` voxels a step."""
+    """A cube of `coarse` voxels a side, refined to `target` voxels a side, `points` of them a step."""
 
     coarse: int = 32
     target: int = 256
@@ -49,8 +49,8 @@ CASES = {
 QUICK_CASES = ("32 to 64", "32 to 128", "32 to 256")
 
 
-def made_logits(classes: int, size: int) -> Tensor:
-    """(1, K, size, size, size): smooth regions with steep borders and a little noise, as a network gives them."""
+def synthetic_logits(classes: int, size: int) -> Tensor:
+    """(1, K, size, size, size) logits like a network's: smooth regions, steep borders, a little noise."""
     generator = torch.Generator().manual_seed(0)
     blobs = torch.randn(1, classes, 4, 4, 4, generator=generator) * 8
     smooth = F.interpolate(blobs, size=(size,) * 3, mode="trilinear", align_corners=False)
@@ -76,12 +76,12 @@ def refine_densely(coarse: Tensor, sizes: list[int], count: int, predict: Predic
 
 
 def fastest(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Seconds of each side, the fastest of `rounds` turns after one that is not counted; the sides take turns."""
+    """Seconds of each side: the fastest of `rounds` turns, after one that is not counted. The sides take turns."""
     return {name: min(values) for name, values in take_turns(sides, rounds).items()}
 
 
 class _Echo(PointRend):
-    """The head's place taken by what it was given: what is left is the search, the labels and the bookkeeping."""
+    """A head that returns the coarse logits: what remains is the search, the labels and the bookkeeping."""
 
     def predict_points(self, points: Tensor, coarse: Tensor, *_: Any, **__: Any) -> Tensor:
         return coarse
@@ -91,7 +91,7 @@ class _Echo(PointRend):
 def measure(name: str, case: Case, rounds: int = 3) -> Row:
     """One row: seconds of the three ways, with the head (3 layers of 256) and without."""
     coarse, target, classes, steps, count = case.coarse, case.target, case.classes, case.steps, case.points
-    logits = made_logits(classes, coarse)
+    logits = synthetic_logits(classes, coarse)
     features = {"fine": torch.randn(1, 16, 2 * coarse, 2 * coarse, 2 * coarse)}
     torch.manual_seed(0)
     model = PointRend(classes=classes, features={"fine": 16}, width=256)

@@ -1,4 +1,4 @@
-"""Coarse logits of a trained run, for benchmarks on what networks really give."""
+"""Coarse logits of a trained run."""
 
 from __future__ import annotations
 

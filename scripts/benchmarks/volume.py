@@ -1,8 +1,8 @@
 """Prediction of large volumes: seconds, peak memory and Dice, each prediction in a process of its own.
 
 A process reads, tiles, renders, refines and writes. Networks are first trained for some steps on phantoms of the same
-kind (other subjects), so that their labels have surfaces as real ones do. Phantoms and runs stay in runs/benchmark,
-where they are found again.
+kind (other subjects), so that their labels have surfaces as real ones do. Phantoms and runs are kept in runs/benchmark
+and used again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Trial:
     count: int = 1
 
     def train(self, folder: Path) -> Path:
-        """The run, trained on its phantoms below `folder`, or found there."""
+        """The run of this trial below `folder`, trained there if it is not."""
         data = folder / self.name / "learnt"
         if not data.exists():
             write_phantoms(data, self.cases, seed=0, kind=self.learnt)
@@ -77,16 +77,16 @@ class Trial:
         }
         keys = [word for key, value in fixed.items() for word in (f"--{key}", str(value))]
         script, config = ROOT / "scripts/train.py", ROOT / f"configs/{self.config}.yaml"
-        finish([sys.executable, str(script), "--config", str(config), *keys, *self.words])
+        run_process([sys.executable, str(script), "--config", str(config), *keys, *self.words])
         return folder / "runs" / f"{self.name}_{self.steps}" / self.arm / "fold0_seed0"
 
     def measure(self, folder: Path) -> Row:
-        """A row: what was tried, seconds a volume, peak memory, mean Dice."""
+        """One row: the volume, seconds a volume, peak memory, mean Dice."""
         run, data = self.train(folder), folder / self.name / "tried"
         if not data.exists():
             write_phantoms(data, self.count, seed=1, kind=self.tried)
         with tempfile.TemporaryDirectory() as output:
-            told = finish([sys.executable, "-c", PREDICT, str(run), str(data / "imagesTr"), output])
+            told = run_process([sys.executable, "-c", PREDICT, str(run), str(data / "imagesTr"), output])
             dice = score(data, Path(output))
         figures = json.loads(told.splitlines()[-1])
         return {
@@ -102,7 +102,7 @@ class Trial:
 
 
 def describe(kind: PhantomKind) -> Row:
-    """Size and spacing as x, y, z, the way the field writes them."""
+    """A kind of volume as cells of a row; size and spacing are in the order x, y, z."""
     return {
         "size": "x".join(f"{n}" for n in reversed(kind.size)),
         "spacing_mm": "x".join(f"{s:g}" for s in reversed(kind.spacing_mm)),
@@ -113,8 +113,12 @@ def describe(kind: PhantomKind) -> Row:
     }
 
 
-def finish(words: Sequence[str]) -> str:
-    """What a process printed; its complaint is raised."""
+def run_process(words: Sequence[str]) -> str:
+    """The standard output of a process.
+
+    Raises:
+        RuntimeError: it failed; the message is its stderr.
+    """
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -122,7 +126,7 @@ def finish(words: Sequence[str]) -> str:
 
 
 def score(data: Path, predicted: Path) -> float:
-    """Dice, mean over structures, then over volumes."""
+    """Mean Dice over structures, then over volumes."""
     dataset = open_dataset(data)
     means = []
     for case in dataset.cases:
@@ -151,12 +155,12 @@ TRIALS = (
     Trial(name="long", learnt=MR, tried=LONG, words=AT_1_MM, arm="dense"),
     Trial(name="body", learnt=CT, tried=BODY, config="large_ct", arm="pointrend_s122", steps=30, cases=6),
 )
-# as many voxels as a quick try may take
+# voxels of the volume of a quick run
 SHORT = replace(TRIALS[0], tried=replace(LONG, size=(60, 96, 96)), steps=10)
 
 
 def measure_all(trials: Sequence[Trial], quick: bool) -> list[Row]:
-    """A row a trial; `quick` keeps nothing."""
+    """One row a trial; `quick` keeps no files."""
     if not quick:
         return [trial.measure(KEPT) for trial in trials]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""How the head works, from a real run: image, coarse labels, uncertain voxels, labels before and after."""
+"""Pictures of how the head works, from a trained run: image, coarse labels, uncertain voxels, refined labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw(run: Path, case: str | None, output: Path) -> list[Path]:
 
     Args:
         run: a run with a head.
-        case: one that it did not train on; None takes the first of its validation fold.
+        case: of its validation fold; None takes the first.
         output: folder, which exists.
 
     Raises:
@@ -64,7 +64,7 @@ def step_figure(
     """Five panels of the axial slice with most foreground, (z, y, x) arrays.
 
     Args:
-        coarse: (K, d, h, w) logits on the canvas, of which the volume fills `extent`.
+        coarse: (K, d, h, w) logits of the padded volume, of which the volume itself fills `extent`.
         index: flat indices of the refined voxels.
     """
     cut = largest_slices(truth > 0)[0]

@@ -1,4 +1,4 @@
-"""Points over masks and surfaces: what `getpoint` and `uncertain_voxels` choose, and how fast."""
+"""Pictures of the points that `getpoint` and `uncertain_voxels` choose, and a chart of `getpoint`'s speed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def points() -> Any:
-    """`getpoint` with k=2, beta=0.95 and a radius of 1 over the same shape at three resolutions."""
+    """Draw the points of `getpoint` (k=2, beta=0.95, radius 1) over one shape at three resolutions."""
     from pointrend import getpoint
-    from scripts.benchmarks.getpoint import made_mask
+    from scripts.benchmarks.getpoint import blob_mask
 
     figure = new_figure(9, 3.3)
     for place, side in enumerate((32, 64, 128), start=1):
-        mask = made_mask(side, side)
+        mask = blob_mask(side, side)
         rows, columns = zip(*getpoint(mask, k=2, beta=0.95, nearest_neighbor=1, rng=0), strict=True)
         axes = figure.add_subplot(1, 3, place)
         # element i fills [i, i + 1)
@@ -49,7 +49,7 @@ def points() -> Any:
 
 
 def organ_logits(coarse: int) -> Any:
-    """(2, n, n, n) logits of a lobed organ on a coarse grid, with the doubt of a network where its wall is thin."""
+    """(2, n, n, n) logits of a lobed organ on a coarse grid, less certain where its wall is thin."""
     import torch
 
     z, y, x = torch.meshgrid(*[(torch.arange(coarse) + 0.5) / coarse * 2 - 1] * 3, indexing="ij")
@@ -60,7 +60,7 @@ def organ_logits(coarse: int) -> Any:
 
 
 def surface() -> Any:
-    """The most uncertain 30 000 voxels of a 96^3 grid, from logits on a 24^3 grid."""
+    """Draw the most uncertain 30 000 voxels of a 96^3 grid, from logits on a 24^3 grid."""
     import torch
 
     from pointrend import render_labels
@@ -86,7 +86,7 @@ def surface() -> Any:
 
 
 def speed() -> Any:
-    """Seconds against points, both axes logarithmic."""
+    """Draw seconds against points, both axes logarithmic."""
     source = REPOSITORY / "results" / "benchmarks" / "getpoint.csv"
     if not source.is_file():
         raise InputError(f"{source.relative_to(REPOSITORY)}: not there; run `python scripts/benchmark.py getpoint`")

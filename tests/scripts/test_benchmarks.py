@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pointrend import render_labels
-from scripts.benchmarks import charts, getpoint, refinement, render, sliding
+from scripts.benchmarks import charts, getpoint, predict_monai, refinement, render
 from scripts.benchmarks.rows import chosen_names, timed
 from vnet.core.errors import InputError
 
@@ -16,7 +16,7 @@ from vnet.core.errors import InputError
 @pytest.mark.parametrize("side", render.SIDES)
 def test_every_side_renders_the_same_labels(side, noise):
     case = render.Case(5, (9, 10, 11), (21, 20, 25), noise=noise)
-    logits = render.made_logits(case)
+    logits = render.synthetic_logits(case)
     expected = render.torch_whole(logits, case.target)
     labels = render.FUNCTIONS[side](logits, case.target)
     assert labels.shape == expected.shape
@@ -28,7 +28,7 @@ def test_logits_resampled_by_monai_lie_where_ours_are_rendered():
     logits = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     for size in ((9, 11, 13), (5, 12, 7)):
         ours = render_labels(logits[None], size)[0].numpy()
-        assert (sliding.resampled(logits, size) != ours).mean() < 0.002  # ties within rounding
+        assert (predict_monai.resampled(logits, size) != ours).mean() < 0.002  # ties within rounding
 
 
 def test_mixed_share_counts_cells():
@@ -38,7 +38,7 @@ def test_mixed_share_counts_cells():
 
 
 def test_the_algorithms_of_2020_draw_near_the_same_boundary():
-    mask = getpoint.made_mask(80, 80)
+    mask = getpoint.blob_mask(80, 80)
     counts = [len(side(mask)) for side in (getpoint.original, getpoint.improved)]
     assert counts[0] == pytest.approx(counts[1], rel=0.2)
     # the window of today is 3 x 3, theirs was 2 x 2: a wider band

@@ -1,7 +1,7 @@
-"""Where a training step's time goes: multiply-adds and bytes of every operation against the machine's ceilings.
+"""Seconds of a training step by operation: multiply-adds and bytes against the machine's ceilings.
 
 The ceilings are measured here: the best convolution of a set of large ones (float32, all threads), a matrix product,
-a copy. A row an operation and shape of `configs/hippocampus.yaml`, from torch's profiler.
+a copy. One row for each operation and shape of `configs/hippocampus.yaml`, from torch's profiler.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from scripts.benchmarks.rows import Row
-from scripts.benchmarks.step import made_batch, step_of
+from scripts.benchmarks.step import random_batch, step_of
 from vnet.core.hardware import keep_memory, set_threads
 
 STEPS = 3
-SHOWN = 14  # rows an arm; the rest is summed up
+SHOWN = 14  # rows an arm; one row sums up the rest
 
 
 def seconds_of(function: Callable[[], object], turns: int = 7) -> float:
-    """The fastest of some calls, after one."""
+    """Seconds of the fastest of some calls, after one that is not counted."""
     function()
     taken = []
     for _ in range(turns):
@@ -52,7 +52,7 @@ def ceilings() -> Row:
 
 
 def work_of(name: str, shapes: Sequence[Sequence[int]]) -> int:
-    """Multiply-adds of a convolution by its arguments' shapes; 0 for what is no convolution."""
+    """Multiply-adds of a convolution by its arguments' shapes; 0 for other operations."""
     if name == "aten::mkldnn_convolution":
         image, weight = shapes[0], shapes[1]
         strided = weight[-1] == 2  # kernel and stride 2: every voxel is read once
@@ -62,19 +62,19 @@ def work_of(name: str, shapes: Sequence[Sequence[int]]) -> int:
         once = math.prod(grad) * math.prod(weight) // weight[0] if len(weight) == 5 else 0
         if len(weight) == 5 and grad[1] != weight[0]:  # transposed
             once = math.prod(image) * math.prod(weight) // weight[0]
-        return once * (1 if image[1] == 1 else 2)  # no gradient of the image is asked for
+        return once * (1 if image[1] == 1 else 2)  # the image needs no gradient
     return 0
 
 
 def bytes_of(shapes: Sequence[Sequence[int]]) -> int:
-    """Of the arguments, read or written once, and a result as large as the first."""
+    """Bytes of the arguments, read or written once, and of a result as large as the first."""
     sizes = [4 * math.prod(shape) for shape in shapes if shape]
     return sum(sizes) + (sizes[0] if sizes else 0)
 
 
 def measure(arm: str, size: tuple[int, int, int], batch: int, ceiling: Row) -> list[Row]:
     """The operations of a step with the largest share of its seconds."""
-    step, _ = step_of(arm, "configs/hippocampus.yaml", *made_batch(size, batch))
+    step, _ = step_of(arm, "configs/hippocampus.yaml", *random_batch(size, batch))
     plain = []
     for _ in range(STEPS + 2):
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""A training step of MONAI's V-Net against ours with the same stages, and against our arms on them.
+"""A training step of MONAI's V-Net against ours with the same stages, and against our arms.
 
 All sides take turns in one process on one batch, with the same losses: `seconds` is forward and backward. MONAI's
-dropout is off, ours has none. `alone_s` and the peak memory are those of fresh processes: MONAI's as a user runs it,
-ours with what training sets.
+dropout is off, ours has none. `alone_s` and the peak memory are those of fresh processes: MONAI's with torch's
+defaults, ours with the settings of `vnet train`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarks.fresh import call
 from scripts.benchmarks.rows import Row, paired
-from scripts.benchmarks.step import made_batch
+from scripts.benchmarks.step import random_batch
 from vnet.core.config import ARMS, load_config
 from vnet.core.hardware import keep_memory, peak_memory_mib, set_threads
 from vnet.core.randomness import point_generators
@@ -27,14 +27,14 @@ from vnet.model.segmenter import build_model
 
 CLASSES = 3
 MONAI = {"monai": "PRELU", "monai, in-place ELU": ("elu", {"inplace": True})}
-# of MONAI's V-Net; the paper's are deeper
+# the stages of MONAI's V-Net; the paper's decoder is deeper
 STAGES = {"width": 16, "kernel": 5, "down": [1, 1, 2, 3, 2], "up": [2, 2, 1, 1], "norm": "batch"}
 SIDES = (*MONAI, *ARMS)
 
 
 @dataclass(frozen=True)
 class Side:
-    """A network in training: `logits` of a batch, and `loss`."""
+    """A network with its loss."""
 
     model: nn.Module
     logits: Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ class Side:
 
 
 def build(side: str) -> Side:
-    """A side by its name in `SIDES`."""
+    """The side of a name of `SIDES`."""
     if side in MONAI:
         from monai.networks.nets import VNet
 
@@ -63,15 +63,15 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 
 def multiply_adds(side: Side, image: Tensor, labels: Tensor) -> int:
-    """Of forward and losses for one sample, the head at its points included. Two are counted: of a lone sample,
-    `vnet.model.layers` may convolve overlapping halves."""
+    """Multiply-adds of forward and losses for one sample, the head at its points included. Two samples are counted and
+    halved: of a single one, `vnet.model.layers` may convolve overlapping halves."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         side.loss(image[:1].expand(2, -1, -1, -1, -1), labels[:1].expand(2, -1, -1, -1))
     return int(counter.get_total_flops()) // 4
 
 
 def forward(side: Side, image: Tensor) -> float:
-    """Seconds of a forward pass in training mode, nothing kept for backward."""
+    """Seconds of a forward pass in training mode that keeps nothing for backward."""
     start = time.perf_counter()
     with torch.no_grad():
         side.logits(image)
@@ -88,7 +88,7 @@ def step(side: Side, image: Tensor, labels: Tensor) -> float:
 
 
 def alone(name: str, size: list[int], batch: int, steps: int) -> Row:
-    """Steps of one side in this process: the median of all but the first, and peak memory."""
+    """Measure one side in this process: the median step without the first, and peak memory."""
     import monai.networks.nets  # noqa: F401  every side holds the same libraries in memory
 
     if name in MONAI:
@@ -96,14 +96,14 @@ def alone(name: str, size: list[int], batch: int, steps: int) -> Row:
     else:
         set_threads(0)
         keep_memory()
-    side, (image, labels) = build(name), made_batch(tuple(size), batch)
+    side, (image, labels) = build(name), random_batch(tuple(size), batch)
     seconds = [step(side, image, labels) for _ in range(steps + 1)][1:]
     return {"alone_s": round(statistics.median(seconds), 3), "peak_memory_mib": round(peak_memory_mib())}
 
 
 def measure(size: tuple[int, int, int], batch: int, rounds: int, sides: tuple[str, ...] = SIDES) -> list[Row]:
-    """A row a side. `times_faster` than `monai` is the median of ratios within a turn."""
-    image, labels = made_batch(size, batch)
+    """One row a side. `times_faster` than `monai` is the median of ratios within a turn."""
+    image, labels = random_batch(size, batch)
     built = {name: build(name) for name in sides}
     forwards: dict[str, list[float]] = {name: [] for name in sides}
     steps: dict[str, list[float]] = {name: [] for name in sides}
@@ -117,7 +117,7 @@ def measure(size: tuple[int, int, int], batch: int, rounds: int, sides: tuple[st
     del built
     rows = []
     for name in sides:
-        fresh = call("rivals", "alone", name=name, size=size, batch=batch, steps=2)
+        fresh = call("train_monai", "alone", name=name, size=size, batch=batch, steps=2)
         rows.append(
             {
                 "side": name,

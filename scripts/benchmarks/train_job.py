@@ -1,6 +1,6 @@
-"""A whole training job: seconds to the first step, waiting for data, with a cold and with a warm cache.
+"""A whole training: seconds to the first step and share of waiting for data, with an empty cache and a full one.
 
-On the Hippocampus data below DECATHLON_ROOT where there is one, else on phantoms of about its size.
+It runs on the hippocampus data below DECATHLON_ROOT if that is set, else on phantoms of about their size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vnet.data.phantoms.organs import PhantomKind, write_phantoms
 
 
 def job(root: str, folder: str, name: str, steps: int) -> Row:
-    """Train in this process; the clock starts before anything is imported that a user's command imports."""
+    """One training in this process; the clock starts before the imports of a user's command."""
     import time
 
     start = time.perf_counter()
@@ -55,7 +55,7 @@ def job(root: str, folder: str, name: str, steps: int) -> Row:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """Two rows: the first run finds nothing prepared, the second what the first left."""
+    """Two rows: the first run starts with an empty cache, the second with the cache of the first."""
     real = Path(os.environ.get("DECATHLON_ROOT", "")) / "Task04_Hippocampus"
     with tempfile.TemporaryDirectory() as name:
         if real.is_dir():

@@ -1,4 +1,4 @@
-"""How a training step grows with the volume and with the number of classes."""
+"""Seconds of a training step by size of the volume and by number of classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import torch
 
 from scripts.benchmarks.rows import Row
-from scripts.benchmarks.step import made_batch
+from scripts.benchmarks.step import random_batch
 from vnet.core.config import load_config
 from vnet.core.hardware import keep_memory, set_threads
 from vnet.core.randomness import point_generators
@@ -21,7 +21,7 @@ def measure(arm: str, side: int, classes: int, turns: int) -> Row:
     """Seconds of forward, losses and backward of one sample of side^3 voxels."""
     config = load_config(["--config", "configs/hippocampus.yaml", "--arm", arm])
     model = build_model(config, in_channels=1, classes=classes)
-    image, blobs = made_batch((side,) * 3, 1)
+    image, blobs = random_batch((side,) * 3, 1)
     labels = (blobs * (torch.arange(side) * (classes - 1) // side + 1)).clamp_max(classes - 1)
     taken = []
     for _ in range(turns + 1):

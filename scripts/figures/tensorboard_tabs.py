@@ -1,4 +1,4 @@
-"""The tabs of TensorBoard, as a headless Chromium shows them for real runs."""
+"""Pictures of TensorBoard's tabs, taken in a headless Chromium."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw(runs: Path, output: Path) -> list[Path]:
         InputError: no events below `runs`, or no Playwright or Chromium here.
     """
     if not any(runs.rglob("events.out.tfevents.*")):
-        raise InputError(f"--board {runs}: no TensorBoard events below; name a folder of runs")
+        raise InputError(f"--tensorboard {runs}: no TensorBoard events below; name a folder of runs")
     paths = []
     with serve(runs) as address, browser() as chromium:
         print(f"first page: {first_page_seconds(chromium, address):.1f} s")
@@ -56,7 +56,7 @@ def draw(runs: Path, output: Path) -> list[Path]:
 
 
 def first_page_seconds(chromium: Any, address: str) -> float:
-    """From typing the address to a chart of the first page that has its curve, in a new browser profile."""
+    """Seconds from opening the address to a chart with its curve, in a new browser profile."""
     context = chromium.new_context(viewport={"width": WIDTH, "height": 900})
     page = context.new_page()
     start = time.perf_counter()
@@ -69,7 +69,7 @@ def first_page_seconds(chromium: Any, address: str) -> float:
 
 @contextmanager
 def serve(runs: Path) -> Iterator[str]:
-    """A TensorBoard of `runs` that has read its events, on a free port of this machine: its address."""
+    """The address of a TensorBoard of `runs` that has read its events, on a free port of this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -92,10 +92,10 @@ def serve(runs: Path) -> Iterator[str]:
 
 
 def wait_for_runs(address: str, seconds: float = 60) -> None:
-    """Until TensorBoard lists a run.
+    """Wait until TensorBoard lists a run.
 
     Raises:
-        InputError: it does not in time.
+        InputError: it lists none in time.
     """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -111,7 +111,7 @@ def wait_for_runs(address: str, seconds: float = 60) -> None:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Headless Chromium: the system's where there is one, else Playwright's own.
+    """A headless Chromium: the system's if it has one, else Playwright's own.
 
     Raises:
         InputError: one of them is missing.
@@ -119,7 +119,7 @@ def browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
-        raise InputError("--board needs Playwright; pip install -e '.[screenshots]'") from None
+        raise InputError("--tensorboard needs Playwright; pip install -e '.[screenshots]'") from None
     found = which("chromium") or which("chromium-browser") or which("google-chrome")
     with sync_playwright() as tools:
         try:
@@ -127,11 +127,11 @@ def browser() -> Iterator[Any]:
             words = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
             chromium = tools.chromium.launch(executable_path=found, args=words)
         except Error:
-            raise InputError("--board finds no Chromium; run: playwright install chromium") from None
+            raise InputError("--tensorboard finds no Chromium; run: playwright install chromium") from None
         try:
             yield chromium
         except Error as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"--board: Chromium did not show a page ({reason}); try it again") from None
+            raise InputError(f"--tensorboard: Chromium did not show a page ({reason}); try it again") from None
         finally:
             chromium.close()

@@ -1,4 +1,4 @@
-"""What logging costs: a short training with TensorBoard and without, in turns, and how soon its first page shows.
+"""Seconds that logging adds to a short training, and seconds until TensorBoard shows its first page.
 
 Phantoms as in configs/quickstart.yaml, arm pointrend_s2, which has most to log. Without logging the loop trains and
 scores its validation cases and writes no event. The page is that of a run of 2000 steps of a small network, whose
@@ -32,7 +32,7 @@ DRAWN = ("open_page", "log_cases", "log_dice", "log_first_case", "log_points", "
 
 @contextmanager
 def without_logging() -> Iterator[None]:
-    """The training loop with an idle board: nothing is drawn or written."""
+    """While entered, a training draws and writes nothing for TensorBoard."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(logger, "Board", IdleBoard))
         for name in DRAWN:
@@ -41,7 +41,7 @@ def without_logging() -> Iterator[None]:
 
 
 class IdleBoard:
-    """Takes everything, keeps nothing."""
+    """Stands in for the event writer: every method does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -51,7 +51,7 @@ class IdleBoard:
 
 @contextmanager
 def clocked(spent: list[float]) -> Iterator[None]:
-    """Add the seconds of everything that is drawn or written for the board to `spent`."""
+    """While entered, the seconds of every call that draws or writes for TensorBoard are appended to `spent`."""
     with ExitStack() as stack:
         for name in DRAWN:
             stack.enter_context(patch.object(logger, name, timed(getattr(logger, name), spent)))
@@ -71,8 +71,8 @@ def train_seconds(config: Config) -> float:
 def measure_cost(folder: Path, steps: int, rounds: int) -> Row:
     """Median seconds with and without logging and their ratio within a turn, after one that is not counted.
 
-    `logging_share` is the time inside the calls that log against the rest of the same run: the machine's moods between
-    two runs do not touch it.
+    `logging_share` is the time inside the calls that log against the rest of the same run: what changes on the machine
+    between two runs does not touch it.
     """
     with_s: list[float] = []
     without_s: list[float] = []
@@ -102,7 +102,7 @@ def measure_cost(folder: Path, steps: int, rounds: int) -> Row:
 
 def measure_page(folder: Path, steps: int) -> Row:
     """Seconds to the first page of a run of `steps` steps; without Playwright or Chromium only its size."""
-    from scripts.figures.board import browser, first_page_seconds, serve
+    from scripts.figures.tensorboard_tabs import browser, first_page_seconds, serve
 
     words = ["--data.root", str(folder / "phantoms"), "--training.steps", str(steps), "--network.width", "2"]
     words += ["--training.patch", "[16,16,32]", "--training.validate_every", str(steps // 8), "--name", "page"]

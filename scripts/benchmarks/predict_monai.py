@@ -1,8 +1,9 @@
-"""A large volume predicted and written: ours against the same network under MONAI's sliding window, its logits
-resampled to the image's grid, argmax and save.
+"""Prediction of a large volume: ours against the same network under MONAI's sliding window.
 
-Each side is a process of its own, so that its peak memory is its own. Both read the same file, prepare it alike and use
-the same trained weights and tiles; what differs is how tiles become labels on the image's grid. Seconds by stage:
+MONAI's side resamples all logits to the image's grid, takes the argmax and saves.
+
+Each side is a process of its own, so that its peak memory is its own. Both read the same file, preprocess it alike and
+use the same trained weights and tiles. They differ in how tiles become labels on the image's grid. Seconds by stage:
 `tiles` (the network), `labels` (resampling and argmax, or rendering), `refine` (search and head), `write`.
 """
 
@@ -52,7 +53,7 @@ def trial(classes: int, arm: str, steps: int) -> Trial:
 
 
 def ours(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
-    """Labels as `predict.py` makes them."""
+    """Labels as `vnet predict` makes them."""
     stages = {"mean_logits": "tiles", "render_labels": "labels", "uncertain_voxels": "refine", "refine_tiles": "refine"}
     for name, stage in stages.items():
         setattr(inference, name, timed(getattr(inference, name), clock[stage]))
@@ -62,7 +63,7 @@ def ours(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
 
 
 def resampled(logits: torch.Tensor, size: Sequence[int]) -> np.ndarray:
-    """Labels on another grid of the same box as a user of MONAI makes them: all classes resampled, then argmax."""
+    """Labels on another grid of the same box: all classes resampled with MONAI, then the argmax."""
     from monai.data import MetaTensor
     from monai.transforms import SpatialResample
 
@@ -76,7 +77,7 @@ def resampled(logits: torch.Tensor, size: Sequence[int]) -> np.ndarray:
 
 
 def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
-    """The same network under MONAI's inferer, its logits resampled to the image's grid."""
+    """Labels of the same network under MONAI's inferer, its logits resampled to the image's grid."""
     from monai.inferers import sliding_window_inference
 
     opened, config = open_run(run, keys)
@@ -95,7 +96,7 @@ def under_monai(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.n
 
 
 def predict(side: str, run: str, source: str, output: str) -> Row:
-    """One side in this process: seconds in all and by stage, peak memory; the labels are written."""
+    """Measure one side in this process: seconds in all and by stage, and peak memory. Labels go to `output`."""
     import_module("monai.transforms")  # every side holds the same libraries in memory
     import_module("monai.inferers")
 
@@ -112,7 +113,7 @@ def predict(side: str, run: str, source: str, output: str) -> Row:
 
 
 def measure(classes: int, size: tuple[int, int, int], folder: Path, steps: int) -> list[Row]:
-    """A row a side. `times_faster` and `times_leaner` compare with MONAI on the same network; `export` is labels,
+    """One row a side. `times_faster` and `times_leaner` compare with MONAI on the same network; `export` is labels,
     refinement and writing."""
     data = folder / f"large{classes}_{size[0]}"
     if not data.exists():
@@ -123,7 +124,9 @@ def measure(classes: int, size: tuple[int, int, int], folder: Path, steps: int) 
     for side, (arm, _) in SIDES.items():
         run = trial(classes, arm, steps).train(folder)
         with tempfile.TemporaryDirectory() as output:
-            row = call("sliding", "predict", side=side, run=str(run), source=str(source), output=f"{output}/a.nii.gz")
+            row = call(
+                "predict_monai", "predict", side=side, run=str(run), source=str(source), output=f"{output}/a.nii.gz"
+            )
         row = {"side": side, "classes": classes, "size": "x".join(map(str, size)), **row}
         row["export_s"] = round(sum(row[f"{stage}_s"] for stage in ("labels", "refine", "write")), 2)
         if side.startswith("monai"):
