@@ -1,4 +1,4 @@
-"""Spacing, shear and grids of affines, against values worked by hand. Run: pytest tests/data/test_affines.py"""
+"""Spacing, shear and grids of affines, against values worked by hand."""
 
 import numpy as np
 import pytest

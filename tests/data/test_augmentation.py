@@ -1,4 +1,4 @@
-"""Views of a volume: one resampling, in mm. Run: pytest tests/data/test_augmentation.py"""
+"""Views of a volume: one resampling, in mm."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step). Run: pytest tests/data/test_batches.py"""
+"""Batches are a function of (seed, step)."""
 
 import threading
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What is refused before a training, and what is kept of a check. Run: pytest tests/data/test_checks.py"""
+"""What is refused before a training, and what is kept of a check."""
 
 import json
 import shutil
@@ -9,8 +9,9 @@ import pytest
 
 from vnet.core.errors import InputError
 from vnet.data import checks
-from vnet.data.checks import CaseFacts, check_dataset, examine
+from vnet.data.checks import check_dataset, examine
 from vnet.data.dataset import open_dataset
+from vnet.data.facts import CaseFacts
 
 
 def read(path):
@@ -160,7 +161,7 @@ def test_kept_facts_do_not_hide_a_new_fault(decathlon, save, tmp_path):
         check_dataset(open_dataset(root), tmp_path / "cache", progress=False)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 2, "cases": {"case_00": {}}}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 3}', '{"format": 3, "cases": {"case_00": {}}}'])
 def test_a_damaged_file_of_facts_is_written_anew(content, decathlon, tmp_path):
     dataset = open_dataset(decathlon(2))
     first = check_dataset(dataset, tmp_path / "cache", progress=False)
@@ -192,9 +193,9 @@ def test_the_content_hash_is_of_content(decathlon, tmp_path, save):
 def test_what_can_be_read_is_described_beside_the_faults(decathlon, save):
     root = decathlon(3)
     break_voxels(root, save)
-    facts, faults = examine(open_dataset(root), None, progress=False)
-    assert list(facts) == ["case_00", "case_02"]
-    assert len(faults) == 1
+    checked = examine(open_dataset(root), None, progress=False)
+    assert list(checked.facts) == ["case_00", "case_02"]
+    assert len(checked.faults) == 1
 
 
 def test_large_volumes_are_read_one_after_the_other(decathlon, monkeypatch):

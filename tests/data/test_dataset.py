@@ -1,4 +1,4 @@
-"""Layouts, and descriptions that are refused. Run: pytest tests/data/test_dataset.py"""
+"""Layouts, and descriptions that are refused."""
 
 import json
 
@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnet.core.errors import InputError
-from vnet.data.dataset import open_dataset, path_fault
+from vnet.data.dataset import open_dataset
+from vnet.data.description import path_fault
 from vnet.data.volumes import read_image
 
 

@@ -1,4 +1,4 @@
-"""What is unusual, and the words of `vnet data`."""
+"""Findings, faults and the `vnet data` command."""
 
 import hashlib
 import io
@@ -14,8 +14,9 @@ from tests.errors.world import set_header
 from vnet.commands.data import main
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
-from vnet.data.dataset_report import find_unusual, report_dataset
+from vnet.data.dataset_report import report_dataset
 from vnet.data.download import download_task, find_task
+from vnet.data.findings import find_unusual
 
 
 def unusual(root):
@@ -40,7 +41,7 @@ def test_each_oddity_is_named(decathlon, save):
         ("intensity", "case_05: channel 0 (MRI) holds one value only"),
         ("label", "empty, background only: case_04"),
         ("label", "far is absent in case_05"),
-        ("orientation", "files differ: 6 RAS, 1 LPS; all are turned to the same when read"),
+        ("orientation", "files differ: 6 RAS, 1 LPS; each is turned to RAS by its header when read"),
         ("spacing", "case_01: (2, 1, 1) mm (z, y, x); the median is (1, 1, 1)"),
     ]
 
@@ -123,10 +124,10 @@ def test_phantoms_are_made_as_wished(tmp_path, capsys):
     words = "--count 2 --seed 3 --size 12 14 16 --spacing_mm 2 1 1 --organs 3 --no_vessels --modality CT --exact"
     assert main(["phantoms", str(tmp_path / "made"), *words.split(), "--orientations", "LPS"]) == 0
     assert "2 phantoms in" in capsys.readouterr().out
-    survey = report_dataset(tmp_path / "made", progress=False)
-    assert survey.dataset.structures == ("background", "organ 01", "organ 02", "organ 03")
-    assert survey.dataset.modalities == ("CT",)
-    for fact in survey.facts.values():
+    report = report_dataset(tmp_path / "made", progress=False)
+    assert report.dataset.structures == ("background", "organ 01", "organ 02", "organ 03")
+    assert report.dataset.modalities == ("CT",)
+    for fact in report.facts.values():
         assert fact.shape == (12, 14, 16)
         assert fact.spacing_mm == pytest.approx((2, 1, 1))
         assert fact.orientation == "LPS"
@@ -215,7 +216,7 @@ def test_no_network_is_one_line(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.decathlon
 def test_the_hippocampus_data_have_nothing_wrong_or_unusual(hippocampus):
-    survey = report_dataset(hippocampus, progress=False)
-    assert survey.faults == ()
-    assert survey.findings == ()
-    assert len(survey.facts) == 208
+    report = report_dataset(hippocampus, progress=False)
+    assert report.faults == ()
+    assert report.findings == ()
+    assert len(report.facts) == 208

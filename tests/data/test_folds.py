@@ -1,4 +1,4 @@
-"""Folds by nnU-Net's rule and by splits files. Run: pytest tests/data/test_folds.py"""
+"""Folds by nnU-Net's rule and by splits files."""
 
 import json
 

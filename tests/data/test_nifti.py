@@ -1,4 +1,4 @@
-"""Damaged and hostile files: refused by name, before memory is taken. Run: pytest tests/data/test_nifti.py"""
+"""Damaged and hostile files: refused by name, before memory is taken."""
 
 import gzip
 import resource
@@ -50,7 +50,7 @@ def refuse(path, content, message):
         ({"dim": [3, 5, 0, 3, 1, 1, 1, 1]}, r"an axis has length 0 \(shape \(5, 0, 3\)\)"),
         ({"dim": [3, 5, -4, 3, 1, 1, 1, 1]}, r"damaged header \(dim"),
         ({"dim": [9, 5, 4, 3, 1, 1, 1, 1]}, r"damaged header \(dim"),
-        ({"dim": [5, 5, 4, 3, 1, 2, 1, 1]}, r"5-D \(shape \(5, 4, 3, 1, 2\)\) where 3-D"),
+        ({"dim": [5, 5, 4, 3, 2, 2, 1, 1]}, r"5-D \(shape \(5, 4, 3, 2, 2\)\) where 3-D"),
         ({"datatype": 128, "bitpix": 24}, r"voxels of type .* are not read"),
         ({"datatype": 32, "bitpix": 64}, r"voxels of type complex64 are not read"),
         ({"datatype": 9999}, r"damaged header|not read"),
@@ -95,10 +95,8 @@ def test_a_claimed_extension_is_not_read(tmp_path):
         ("scan.nii.gz", gzip.compress(nifti_bytes()[:-10]), "truncated: 10 bytes of its voxels are missing"),
         ("scan.nii", nifti_bytes()[:-10], "truncated"),
         ("scan.nii", nifti_bytes()[:200], "truncated within its header"),
-        ("scan.nii", b"", "not a NIfTI file"),
-        ("scan.nii.gz", b"", "not a NIfTI file"),
         ("scan.nii.gz", b"plain text, not gzip", "truncated or damaged gzip"),
-        ("scan.nii", b"<html>not found</html>" * 40, "not a NIfTI file"),
+        ("scan.nii", b"some words of a text" * 40, "not a NIfTI file"),
     ],
 )
 def test_damaged_files_are_refused(name, content, message, tmp_path):

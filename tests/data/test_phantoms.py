@@ -1,4 +1,4 @@
-"""Phantoms are what they claim. Run: pytest tests/data/test_phantoms.py"""
+"""Phantoms are what they claim."""
 
 import nibabel as nib
 import numpy as np
@@ -69,7 +69,7 @@ def usual(tmp_path_factory):
 
 
 def test_usual_phantoms_pass_the_check_and_vary(usual):
-    facts = check_dataset(usual, None, progress=False).cases
+    facts = check_dataset(usual, None, progress=False).facts
     assert usual.structures == ("background", "liver", "kidney", "vessel")
     assert len({fact.shape for fact in facts.values()}) == 8
     assert {fact.spacing_mm[0] for fact in facts.values()} == {1.25, 1.5}

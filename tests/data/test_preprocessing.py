@@ -1,4 +1,4 @@
-"""Resampling and normalisation in closed form. Run: pytest tests/data/test_preprocessing.py"""
+"""Resampling and normalisation in closed form."""
 
 import json
 
@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnet.core.errors import InputError
-from vnet.data.checks import QUANTILES, Intensities, check_dataset
+from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
+from vnet.data.facts import QUANTILES, Intensities
 from vnet.data.preprocessing import Channel, Preprocessing, plan_preprocessing, pooled, resample_image, resample_label
 from vnet.data.volumes import volume_from_array
 

@@ -1,4 +1,4 @@
-"""Orientation, grids and writing back. Run: pytest tests/data/test_volumes.py"""
+"""Orientation, grids and writing back."""
 
 from itertools import permutations, product
 
@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnet.core.errors import InputError
-from vnet.data.volumes import grid_fault, read_image, read_label, volume_from_array, write_labels
+from vnet.data.grids import Grid, GridFault, grid_fault
+from vnet.data.volumes import read_image, read_label, volume_from_array
+from vnet.data.writing import write_labels
 
 AXES = ["".join(letters) for order in permutations(("RL", "AP", "SI")) for letters in product(*order)]
 CANONICAL = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)  # z, y, x
@@ -214,14 +216,11 @@ def test_labels_of_another_shape_or_type_are_refused(tmp_path):
 
 
 def test_grids_may_differ_by_rounding_only():
-    volume = volume_from_array(np.zeros((5, 4, 3)), np.eye(4))
-    near = volume_from_array(np.zeros((5, 4, 3)), np.eye(4) + 1e-4)
+    grid = Grid(np.eye(4), (5, 4, 3))
     shifted = np.eye(4)
     shifted[0, 3] = 0.2
-    assert grid_fault(near, volume) is None
-    assert (
-        grid_fault(volume_from_array(np.zeros((5, 4, 3)), shifted), volume)
-        == "affine differs from that of the other, corners lie 0.2 mm apart"
-    )
-    small = volume_from_array(np.zeros((3, 4, 5)), np.eye(4))
-    assert grid_fault(small, volume, "its image") == "shape (3, 4, 5) differs from (5, 4, 3) of its image"
+    assert grid_fault(Grid(np.eye(4) + 1e-4, (5, 4, 3)), grid) is None
+    fault = grid_fault(Grid(shifted, (5, 4, 3)), grid)
+    assert fault == GridFault("affine differs from that of the other, corners lie 0.2 mm apart")
+    small = Grid(np.eye(4), (3, 4, 5))
+    assert grid_fault(small, grid, "its image") == GridFault("shape (3, 4, 5) differs from (5, 4, 3) of its image")

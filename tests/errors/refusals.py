@@ -170,6 +170,17 @@ def two_channels() -> None:
     describe(modality={"0": "T1", "1": "T2"})
 
 
+def mirrored_qform() -> None:
+    """The image has a qform too, whose first axis runs the other way."""
+    set_header(IMAGE, qform_code=1, quatern_b=0, quatern_c=1, quatern_d=0, pixdim=[-1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def wide_voxels() -> None:
+    """Case b has voxels of 600 mm, as of a header in micron that says mm."""
+    for path in (IMAGE, LABEL):
+        set_header(path, srow_x=[600, 0, 0, 0], srow_y=[0, 600, 0, 0], srow_z=[0, 0, 600, 0])
+
+
 def no_foreground() -> None:
     for path in Path("data/labelsTr").iterdir():
         write_volume(path, np.zeros(SIZE, np.uint8))
@@ -508,6 +519,31 @@ DATA_SET = [
         pipe,
     ),
     Refusal(
+        "a label without its image, nnU-Net's layout",
+        CHECK,
+        "case e: imagesTr/e_0000.nii.gz is not there; restore the file or take the case out",
+        both(
+            description(training=None),
+            lambda: [Path(f"data/imagesTr/{n}.nii.gz").rename(f"data/imagesTr/{n}_0000.nii.gz") for n in "abcd"],
+            lambda: Path("data/imagesTr/e.nii.gz").unlink(),
+        ),
+    ),
+    Refusal(
+        "an image twice, nnU-Net's layout",
+        CHECK,
+        "case b: its image consists of b.nii.gz, b_0000.nii.gz where one file is due; take b_0000.nii.gz out",
+        both(
+            description(training=None),
+            lambda: Path("data/imagesTr/b_0000.nii.gz").write_bytes(Path(IMAGE).read_bytes()),
+        ),
+    ),
+    Refusal(
+        "a volume of another format, nnU-Net's layout",
+        CHECK,
+        "dataset.json: file_ending must be one of ('.nii.gz', '.nii'), got '.mha'; convert the volumes",
+        description(training=None, file_ending=".mha"),
+    ),
+    Refusal(
         "no cases",
         CHECK,
         "data: no training cases found; list them in dataset.json or fill imagesTr and labelsTr",
@@ -571,7 +607,57 @@ VOLUMES = [
         "no NIfTI",
         CHECK,
         f"case b: {IMAGE}: not a NIfTI file (.nii, .nii.gz); convert the volume",
-        packed(lambda raw: gzip.compress(b"<html>" * 90)),
+        packed(lambda raw: gzip.compress(b"words " * 90)),
+    ),
+    Refusal(
+        "a web page in the place of a volume",
+        CHECK,
+        f"case b: {IMAGE}: is a web page and not a volume (a download that failed?); download it again",
+        packed(lambda raw: b"<!DOCTYPE html><html>" * 40),
+    ),
+    Refusal(
+        "an empty file",
+        CHECK,
+        f"case b: {IMAGE}: is empty (0 bytes); copy or download it again",
+        packed(lambda raw: b""),
+    ),
+    Refusal(
+        "a Git LFS pointer",
+        CHECK,
+        f"case b: {IMAGE}: is a Git LFS pointer and not the volume; fetch it with git lfs pull",
+        packed(lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+    ),
+    Refusal(
+        "a DICOM file",
+        CHECK,
+        f"case b: {IMAGE}: is a DICOM file; convert the series with dcm2niix",
+        packed(lambda raw: bytes(128) + b"DICM" + bytes(500)),
+    ),
+    Refusal(
+        "a plain NIfTI named .gz",
+        CHECK,
+        f"case b: {IMAGE}: is not packed with gzip but named so; rename it to b.nii",
+        packed(gzip.decompress),
+    ),
+    Refusal(
+        "a gzip file named .nii",
+        CHECK,
+        "case b: data/imagesTr/b.nii: is packed with gzip but not named so; rename it to b.nii.gz",
+        both(
+            lambda: Path(IMAGE).rename("data/imagesTr/b.nii"),
+            description(
+                training=[
+                    {"image": f"imagesTr/{name}.nii{'' if name == 'b' else '.gz'}", "label": f"labelsTr/{name}.nii.gz"}
+                    for name in "abcde"
+                ]
+            ),
+        ),
+    ),
+    Refusal(
+        "a volume packed twice",
+        CHECK,
+        f"case b: {IMAGE}: is packed with gzip twice; unpack it once",
+        packed(gzip.compress),
     ),
     Refusal(
         "an axis of length 0",
@@ -626,8 +712,8 @@ VOLUMES = [
     Refusal(
         "five axes",
         CHECK,
-        f"case b: {IMAGE}: 5-D (shape (9, 10, 6, 1, 2)) where 3-D, or 4-D with channels, is due",
-        header(dim=[5, 9, 10, 6, 1, 2, 1, 1]),
+        f"case b: {IMAGE}: 5-D (shape (9, 10, 3, 2, 2)) where 3-D, or 4-D with channels, is due",
+        header(dim=[5, 9, 10, 3, 2, 2, 1, 1]),
     ),
     Refusal(
         "a NaN in the image",
@@ -694,7 +780,36 @@ VOLUMES = [
         voxels(LABEL, lambda array: np.stack([array, array], -1)),
     ),
     Refusal(
-        "the same, met by a training: nothing is begun",
+        "a sform mirrored against the qform",
+        CHECK,
+        f"case b: {IMAGE}: sform (RAS) and qform (LAS) disagree by a flip; find out which is right and clear the "
+        "other's code",
+        mirrored_qform,
+    ),
+    Refusal(
+        "orientation codes in some files only",
+        CHECK,
+        "data: 2 of 10 files have no orientation in the header (qform_code and sform_code are 0) and may be mirrored "
+        "against the others; set it or take these cases out: imagesTr/b.nii.gz, labelsTr/b.nii.gz",
+        lambda: [set_header(path, sform_code=0, qform_code=0) for path in (IMAGE, LABEL)],
+    ),
+    Refusal(
+        "a label without orientation codes",
+        CHECK,
+        f"case b: {LABEL}: has no orientation in its header (qform_code, sform_code) where its image has one; copy the "
+        "header of the file that has one, if both hold the same places",
+        lambda: set_header(LABEL, sform_code=0, qform_code=0),
+    ),
+    Refusal(
+        "a spacing whose working grid exceeds memory",
+        CHECK,
+        f"case b: {IMAGE}: (12, 10, 9) voxels of (600.0, 600.0, 600.0) mm become (7200, 6000, 5400) at the working "
+        "spacing of (1.0, 1.0, 1.0) mm (z, y, x), 3.48e+03 GiB where memory holds ...; mend the spacing in the header, "
+        "crop the volume, or train with a larger data.spacing_mm",
+        wide_voxels,
+    ),
+    Refusal(
+        "a NaN, met by a training: nothing is begun",
         f"{TRAIN} --name other",
         f"case b: {IMAGE}: 1 voxels are NaN or infinite; replace them by the background's intensity",
         voxels(IMAGE, put(np.nan)),
@@ -826,6 +941,35 @@ RUNS = [
         f"vnet predict {RUN} --input {IMAGE} --output out",
         f"{IMAGE}: 2 channels, the network reads 1",
         voxels(IMAGE, lambda array: np.stack([array, array], -1)),
+    ),
+    Refusal(
+        "an image whose working grid exceeds memory",
+        PREDICT,
+        f"{IMAGE}: (12, 10, 9) voxels of (600.0, 600.0, 600.0) mm become (7200, 6000, 5400) at the working spacing of "
+        "(1.0, 1.0, 1.0) mm (z, y, x), ...",
+        wide_voxels,
+        code=3,
+    ),
+    Refusal(
+        "an image without orientation codes among others that have them",
+        PREDICT,
+        f"{IMAGE}: no orientation in the header (qform_code and sform_code are 0) where other files have one: it may "
+        "be mirrored against them; copy the orientation from the original",
+        header(sform_code=0, qform_code=0),
+        code=3,
+    ),
+    Refusal(
+        "an image of another format",
+        f"vnet predict {RUN} --input scan.mha --output out",
+        "--input scan.mha: MetaImage is not read; convert it to NIfTI",
+        text("scan.mha", "ObjectType = Image"),
+    ),
+    Refusal(
+        "a folder of DICOM files",
+        f"vnet predict {RUN} --input scans --output out",
+        "--input scans: no NIfTI file (.nii.gz or .nii) there; IM0001 is a DICOM file; convert the series with "
+        "dcm2niix",
+        text("scans/IM0001", bytes(128) + b"DICM"),
     ),
     Refusal(
         "a damaged image among sound ones: they are labelled, it is named",

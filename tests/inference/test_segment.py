@@ -17,9 +17,10 @@ from vnet.core.config import PointsConfig, load_config
 from vnet.core.errors import InputError, RunFault
 from vnet.data.phantoms.organs import file_affine
 from vnet.data.preprocessing import Channel, Preprocessing
-from vnet.data.volumes import read_image, volume_from_array, write_labels
+from vnet.data.volumes import read_image, volume_from_array
+from vnet.data.writing import write_labels
 from vnet.inference.ensemble import predict_volume
-from vnet.inference.label_files import list_inputs, predict_files
+from vnet.inference.label_files import predict_files
 from vnet.inference.predictor import Predictor
 from vnet.inference.segment import segment
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
@@ -291,41 +292,6 @@ def test_a_bad_scan_does_not_cost_the_others(
     with pytest.raises(InputError, match="a_torn.nii.gz: ") as caught:
         predict_files(trained, source, tmp_path / "none")
     assert caught.value.exit_code == 2
-
-
-def named(folder: Path, *names: str) -> Path:
-    folder.mkdir()
-    for name in names:
-        (folder / name).touch()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("channels", "files", "cases"),
-    [
-        (1, ["a_0000.nii.gz", "b_0000.nii"], ["a", "b"]),  # nnU-Net's imagesTs
-        (1, ["a_0000.nii.gz", "a_0001.nii.gz"], ["a_0000", "a_0001"]),  # a series of scans
-        (1, ["a.nii.gz", "b_0000.nii.gz", "notes.txt"], ["a", "b_0000"]),
-        (2, ["a_0000.nii", "a_0001.nii", "b.nii.gz"], ["a", "b"]),
-    ],
-)
-def test_files_are_gathered_to_cases(channels: int, files: list[str], cases: list[str], tmp_path: Path) -> None:
-    assert list(list_inputs(named(tmp_path / "in", *files), channels)) == cases
-
-
-@pytest.mark.parametrize(
-    ("channels", "files"),
-    [
-        (1, ["a.nii", "a.nii.gz"]),
-        (1, ["a_0000.nii", "a_0000.nii.gz"]),
-        (2, ["a_0000.nii"]),
-        (2, ["a_0001.nii", "a_0002.nii"]),
-        (2, ["a_0000.nii", "a_0001.nii", "a_0002.nii"]),
-    ],
-)
-def test_channel_files_that_are_not_due_are_refused(channels: int, files: list[str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"case a consists of {files[0]}.*; the network reads {channels} channels"):
-        list_inputs(named(tmp_path / "in", *files), channels)
 
 
 @pytest.mark.parametrize("damage", ["torn", "pickle", "foreign"])

@@ -91,8 +91,8 @@ def check(chosen: argparse.Namespace) -> int:
     from vnet.core.errors import InputError
     from vnet.data.dataset_report import report_dataset
 
-    survey = report_dataset(chosen.dataset)
-    survey.print()
-    if survey.faults:
-        raise InputError(survey.faults)
+    report = report_dataset(chosen.dataset)
+    report.print()
+    if report.faults:
+        raise InputError(report.faults)
     return 0

@@ -1,4 +1,4 @@
-"""Voxel-to-mm affines: spacing, orientation, shear, and whether two grids are the same.
+"""Voxel-to-mm affines: spacing, orientation, shear, distances between corners.
 
 A *file affine* maps a file's own voxel indices (i, j, k) to mm in RAS: x to the right, y to the front, z to the head.
 The *canonical* order of an array turns the file's axes to the nearest of RAS and transposes them to (z, y, x).
@@ -12,9 +12,6 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 
-# Corners of two grids may lie this share of the smallest voxel apart and still count as the same grid: headers
-# round to float32 and tools round again.
-GRID_TOLERANCE = 0.05
 # Cosines between axes up to this are rounding: affines are stored as float32.
 ROUNDED_COSINE = 1e-6
 
@@ -93,7 +90,9 @@ def relative_orientation(affine: np.ndarray, reference: np.ndarray) -> np.ndarra
     Compared with each other two grids have an orientation even where both lie half-way between RAS and another.
     """
     turned = np.eye(4)
-    turned[:3, :3] = np.linalg.solve(reference[:3, :3], affine[:3, :3])
+    # unit axes: with steps of unequal length a small rotation would look like an exchange of axes
+    unit, other = (one[:3, :3] / voxel_sizes(one) for one in (affine, reference))
+    turned[:3, :3] = np.linalg.solve(other, unit)
     orientation: np.ndarray = io_orientation(turned)
     return orientation
 
@@ -107,3 +106,14 @@ def corner_distance_mm(one: np.ndarray, other: np.ndarray, shape: Sequence[int])
     """The largest distance along an axis between the corners that two affines give a grid of `shape` voxels."""
     ends = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*shape, 1]
     return float(np.abs((one - other) @ ends.T).max())
+
+
+def orthogonal_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The nearest affine of the same spacing and middle whose axes are at right angles (polar decomposition)."""
+    sizes = voxel_sizes(affine)
+    left, _, right = np.linalg.svd(affine[:3, :3] / sizes)
+    near = affine.copy()
+    near[:3, :3] = left @ right * sizes
+    middle = (np.asarray(shape, float) - 1) / 2
+    near[:3, 3] += (affine[:3, :3] - near[:3, :3]) @ middle
+    return near

@@ -10,98 +10,44 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vnet.core.errors import InputError
-from vnet.core.files import write_text
 from vnet.core.progress import Bar
 from vnet.data.dataset import Case, Dataset
+from vnet.data.facts import CaseFacts, describe, foreground_voxels
 from vnet.data.fingerprints import Fingerprint, fingerprint
+from vnet.data.header_affine import is_coded
+from vnet.data.kept_facts import kept_file, load_kept, save_kept
 from vnet.data.nifti import memory_limit_bytes, read_header
-from vnet.data.volumes import Volume, grid_fault, read_image, read_label
+from vnet.data.remarks import name_some
+from vnet.data.volumes import read_image, read_label
 
-FORMAT = 2  # of the kept facts
-QUANTILES = tuple(i / 200 for i in range(201))  # 0.5 % apart: nnU-Net clips CT at 0.5 and 99.5 %
 SHOWN_VALUES = 5
 READING_BYTES = 12  # per voxel and channel: as stored and in float32, foreground in float64
 
 
 @dataclass(frozen=True)
-class Intensities:
-    """Foreground intensities of one channel of a case: mean, standard deviation, values at `QUANTILES`."""
-
-    mean: float
-    std: float
-    quantiles: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class CaseFacts:
-    """What one case holds.
-
-    Attributes:
-        shape: (D, H, W), canonical.
-        spacing_mm: (z, y, x).
-        orientation: of the file's axes, as LPS.
-        channels: of the image.
-        labels: label value -> voxels; empty for a case without a label.
-        foreground: one per channel; empty where there is no foreground.
-        constant: channels that hold one value only.
-        image_hash, label_hash: of voxels and grid in canonical order, so that turned copies are equal.
-    """
-
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    orientation: str
-    channels: int
-    labels: dict[int, int]
-    foreground: tuple[Intensities, ...]
-    constant: tuple[int, ...]
-    image_hash: str
-    label_hash: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> CaseFacts:
-        """The inverse of `to_dict`, also after a round through JSON."""
-        return cls(
-            shape=tuple(plain["shape"]),
-            spacing_mm=tuple(plain["spacing_mm"]),
-            orientation=str(plain["orientation"]),
-            channels=int(plain["channels"]),
-            labels={int(value): int(count) for value, count in plain["labels"].items()},
-            foreground=tuple(
-                Intensities(float(one["mean"]), float(one["std"]), tuple(one["quantiles"]))
-                for one in plain["foreground"]
-            ),
-            constant=tuple(plain["constant"]),
-            image_hash=str(plain["image_hash"]),
-            label_hash=str(plain["label_hash"]),
-        )
-
-
-@dataclass(frozen=True)
 class CheckResult:
-    """What the check of a data set without faults found.
+    """What the check of a data set found.
 
     Attributes:
-        content_hash: of voxels, grids, names, structures, modalities and folds; not of where or how files lie.
-        facts: case name -> facts.
+        content_hash: of voxels, grids, names, structures, modalities and folds of the cases without fault; not of
+            where or how files lie.
+        facts: case name -> facts, of the cases without fault.
         fingerprints: case name -> size and time of its files before they were read.
+        faults: what would stop a training, a line each.
     """
 
     content_hash: str
     facts: dict[str, CaseFacts]
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
 
 
 def check_dataset(dataset: Dataset, cache: Path | str | None, progress: bool = True) -> CheckResult:
@@ -114,19 +60,16 @@ def check_dataset(dataset: Dataset, cache: Path | str | None, progress: bool = T
     Raises:
         InputError: every fault of the data set, one line each.
     """
-    fingerprints = {case.name: fingerprint(case) for case in dataset.cases}
-    facts, faults = examine(dataset, cache, progress=progress)
-    if faults:
-        raise InputError(faults)
-    return CheckResult(content_hash(dataset, facts), facts, fingerprints)
+    checked = examine(dataset, cache, progress=progress)
+    if checked.faults:
+        raise InputError(checked.faults)
+    return checked
 
 
-def examine(
-    dataset: Dataset, cache: Path | str | None = None, progress: bool = True
-) -> tuple[dict[str, CaseFacts], list[str]]:
-    """Facts of the cases without fault, and all faults, those of `open_dataset` first."""
-    place = None if cache is None else kept_file(dataset, Path(cache))
-    kept = load_kept(place)
+def examine(dataset: Dataset, cache: Path | str | None = None, progress: bool = True) -> CheckResult:
+    """Facts of the cases without fault, and all faults, those of `open_dataset` first. Arguments as `check_dataset`."""
+    path = None if cache is None else kept_file(dataset, Path(cache))
+    kept = load_kept(path)
     fingerprints = {case.name: fingerprint(case) for case in dataset.cases}
     facts: dict[str, CaseFacts] = {}
     faults: dict[str, list[str]] = {}
@@ -142,15 +85,17 @@ def examine(
         if fact is not None:
             facts[case.name] = fact
     for name, fact in facts.items():
-        faults[name] += rule_faults(dataset, name, fact)
-    sound = {name: (fingerprints[name], fact) for name, fact in facts.items() if not faults[name]}
-    if place is not None and unread and sound:
-        save_kept(place, sound)
-    listed = [fault for case in dataset.cases for fault in faults[case.name]]
-    listed = [*dataset.faults, *listed]
+        faults[name] += case_faults(dataset, name, fact)
+    mixed, uncoded = code_faults(dataset, facts)
+    left_out = {*uncoded, *(name for name, more in faults.items() if more)}
+    sound = {case.name: facts[case.name] for case in dataset.cases if case.name in facts.keys() - left_out}
+    if path is not None and unread and sound:
+        save_kept(path, {name: (fingerprints[name], fact) for name, fact in sound.items()})
+    listed = [*dataset.faults, *(fault for case in dataset.cases for fault in faults[case.name])]
+    listed += mixed
     if not listed and not any(foreground_voxels(dataset, fact) for fact in facts.values()):
         listed = [f"{dataset.root}: no case holds a labelled structure; add labels with foreground"]
-    return {case.name: facts[case.name] for case in dataset.cases if case.name in sound}, listed
+    return CheckResult(content_hash(dataset, sound), sound, fingerprints, tuple(listed))
 
 
 def read_cases(cases: list[Case], progress: bool) -> Iterator[tuple[Case, CaseFacts | None, list[str]]]:
@@ -177,9 +122,9 @@ def readers(cases: list[Case]) -> int:
 
 
 def claimed_voxels(path: Path) -> int:
-    """By the header, 0 where it cannot be read: that is told when the case is."""
+    """Voxels by the header, 0 where it cannot be read: reading the case reports that."""
     try:
-        return math.prod(read_header(path)[1])
+        return math.prod(read_header(path).shape)
     except InputError:
         return 0
 
@@ -193,53 +138,16 @@ def read_case(case: Case) -> tuple[CaseFacts | None, list[str]]:
     except InputError as error:
         faults += error.faults
     try:
-        label = None if case.label is None else read_label(case.label)
+        label = None if case.label is None else read_label(case.label, image)
     except InputError as error:
         faults += error.faults
-    if image is not None and label is not None and (fault := grid_fault(label, image, "its image")):
-        faults.append(f"{case.label}: {fault}; resample the label to the image's grid")
     if image is None or faults:
         return None, [f"case {case.name}: {fault}" for fault in faults]
     return describe(image, label), []
 
 
-def describe(image: Volume, label: Volume | None) -> CaseFacts:
-    """Facts of a case in memory."""
-    values, counts = (
-        (np.zeros(0, int), np.zeros(0, int)) if label is None else np.unique(label.array, return_counts=True)
-    )
-    inside = None if label is None else label.array > 0
-    shown = () if inside is None or not inside.any() else tuple(intensities(one[inside]) for one in image.array)
-    d, h, w = image.array.shape[1:]
-    return CaseFacts(
-        shape=(d, h, w),
-        spacing_mm=image.spacing_mm,
-        orientation=image.orientation,
-        channels=len(image.array),
-        labels=dict(zip(values.tolist(), counts.tolist(), strict=True)),
-        foreground=shown,
-        constant=tuple(c for c, one in enumerate(image.array) if one.min() == one.max()),
-        image_hash=volume_hash(image),
-        label_hash="" if label is None else volume_hash(label),
-    )
-
-
-def intensities(values: np.ndarray) -> Intensities:
-    wide = values.astype(np.float64)
-    quantiles = tuple(float(f"{q:.6g}") for q in np.quantile(wide, QUANTILES))
-    return Intensities(float(wide.mean()), float(wide.std()), quantiles)
-
-
-def volume_hash(volume: Volume) -> str:
-    """SHA-256 of canonical voxels and grid, the grid to a thousandth of a mm."""
-    digest = hashlib.sha256(f"{volume.array.dtype} {volume.array.shape}".encode())
-    digest.update((np.round(volume.canonical_affine(), 3) + 0.0).tobytes())  # + 0.0: no negative zeros
-    digest.update(np.ascontiguousarray(volume.array).data)
-    return digest.hexdigest()
-
-
-def rule_faults(dataset: Dataset, name: str, fact: CaseFacts) -> list[str]:
-    """What dataset.json and a case's facts disagree on."""
+def case_faults(dataset: Dataset, name: str, fact: CaseFacts) -> list[str]:
+    """Where dataset.json and a case's facts disagree."""
     faults = []
     if fact.channels != len(dataset.modalities):
         due = f"{len(dataset.modalities)} ({', '.join(dataset.modalities)})"
@@ -260,6 +168,23 @@ def rule_faults(dataset: Dataset, name: str, fact: CaseFacts) -> list[str]:
     return faults
 
 
+def code_faults(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> tuple[list[str], list[str]]:
+    """(a line, cases) where some files have orientation codes and some have none: they may lie mirrored to each other.
+
+    Empty where all files have codes, or none has.
+    """
+    cases = [name for name, fact in facts.items() if not is_coded(fact.remarks)]
+    files = [remark.file for name in cases for remark in facts[name].remarks if not is_coded([remark])]
+    total = sum(len(case.files) for case in dataset.cases if case.name in facts)
+    if len(files) in (0, total):
+        return [], []
+    line = (
+        f"{dataset.root}: {len(files)} of {total} files have no orientation in the header (qform_code and sform_code "
+        f"are 0) and may be mirrored against the others; set it or take these cases out: {name_some(files)}"
+    )
+    return [line], cases
+
+
 def header_faults(case: Case) -> list[str]:
     """Faults that show without reading voxels, for cases whose files have not changed since they were read."""
     faults = []
@@ -269,10 +194,6 @@ def header_faults(case: Case) -> list[str]:
         except InputError as error:
             faults += [f"case {case.name}: {fault}" for fault in error.faults]
     return faults
-
-
-def foreground_voxels(dataset: Dataset, fact: CaseFacts) -> int:
-    return sum(count for value, count in fact.labels.items() if value > 0 and value != dataset.ignore)
 
 
 def content_hash(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> str:
@@ -289,26 +210,11 @@ def content_hash(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def kept_file(dataset: Dataset, cache: Path) -> Path:
-    """Where the facts of a data set are kept: one file per folder and list of files."""
-    key = json.dumps([str(dataset.root.resolve()), [[str(path) for path in case.files] for case in dataset.cases]])
-    return cache / f"checked_{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+def seen_cases(facts: Mapping[str, CaseFacts], image_hashes: Collection[str]) -> list[str]:
+    """Names of the cases whose image has one of the given content hashes, as those a run was trained on.
 
-
-def load_kept(place: Path | None) -> dict[str, tuple[Fingerprint, CaseFacts]]:
-    """Facts of an earlier start; none where the file is missing, damaged or of another format."""
-    try:
-        plain = json.loads(place.read_text()) if place is not None else {}
-        if plain.get("format") != FORMAT:
-            return {}
-        return {
-            name: ([(size, time) for size, time in entry["fingerprint"]], CaseFacts.from_dict(entry["facts"]))
-            for name, entry in plain["cases"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def save_kept(place: Path, sound: Mapping[str, tuple[Fingerprint, CaseFacts]]) -> None:
-    cases = {name: {"fingerprint": files, "facts": fact.to_dict()} for name, (files, fact) in sound.items()}
-    write_text(place, json.dumps({"format": FORMAT, "cases": cases}))
+    Args:
+        image_hashes: `CaseFacts.image_hash` of the other cases; they are the same for turned and renamed copies.
+    """
+    known = set(image_hashes)
+    return [name for name, fact in facts.items() if fact.image_hash in known]

@@ -1,10 +1,9 @@
-"""What a data set is like and what in it is unusual: not wrong, but worth a look before a training."""
+"""The report of `data check`: what a data set holds, what is wrong and what is unusual in it."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,117 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vnet.core.errors import InputError, printable
-from vnet.data.checks import CaseFacts, examine, foreground_voxels
+from vnet.data.checks import examine
 from vnet.data.dataset import Dataset, open_dataset
+from vnet.data.findings import Facts, find_unusual, shown, structure_volumes
 from vnet.data.folds import select_fold
-
-SPACING_RATIO = 1.5  # to the median of an axis
-SIZE_RATIO = 3.0
-VOLUME_RATIO = 8.0
-NAMED = 5
-
-Facts = Mapping[str, CaseFacts]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something unusual: in which cases, what, and what it may mean."""
-
-    topic: str
-    what: str
-
-
-def find_unusual(dataset: Dataset, facts: Facts) -> list[Finding]:
-    """Everything unusual, [] for a data set of one kind."""
-    if not facts:
-        return []
-    rules = (spacings, sizes, orientations, labels, volumes, duplicates, constants)
-    return [Finding(*found) for rule in rules for found in rule(dataset, facts)]
-
-
-def name_some(names: Sequence[str]) -> str:
-    """`a, b and 3 more`."""
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def spacings(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
-    median = np.median([fact.spacing_mm for fact in facts.values()], 0)
-    for name, fact in facts.items():
-        if (np.abs(np.log(np.array(fact.spacing_mm) / median)) > np.log(SPACING_RATIO)).any():
-            yield "spacing", f"{name}: {shown(fact.spacing_mm)} mm (z, y, x); the median is {shown(median)}"
-
-
-def sizes(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
-    median = np.median([fact.shape for fact in facts.values()], 0)
-    for name, fact in facts.items():
-        if (np.abs(np.log(np.array(fact.shape) / median)) > np.log(SIZE_RATIO)).any():
-            yield "size", f"{name}: {fact.shape} voxels (z, y, x); the median is {shown(median)}"
-        elif min(fact.shape) == 1:
-            yield "size", f"{name}: a single slice, {fact.shape} voxels (z, y, x)"
-
-
-def orientations(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
-    kinds = Counter(fact.orientation for fact in facts.values())
-    if len(kinds) > 1:
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        yield "orientation", f"files differ: {counts}; all are turned to the same when read"
-
-
-def labels(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
-    unlabelled = [name for name, fact in facts.items() if not fact.labels]
-    if unlabelled:
-        yield "label", f"no label: {name_some(unlabelled)}; not used in training"
-    marked = {name: fact for name, fact in facts.items() if fact.labels}
-    empty = [name for name, fact in marked.items() if not foreground_voxels(dataset, fact)]
-    if empty:
-        yield "label", f"empty, background only: {name_some(empty)}"
-    for value, structure in list(enumerate(dataset.structures))[1:]:
-        absent = [name for name, fact in marked.items() if name not in empty and not fact.labels.get(value)]
-        if absent:
-            everywhere = len(absent) + len(empty) == len(marked)
-            yield "label", f"{structure} is absent in {'every case' if everywhere else name_some(absent)}"
-
-
-def volumes(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
-    for structure, per_case in structure_volumes(dataset, facts).items():
-        median = float(np.median(list(per_case.values())))
-        for name, volume in per_case.items():
-            if abs(np.log(volume / median)) > np.log(VOLUME_RATIO):
-                yield "volume", f"{name}: {structure} is {volume:.3g} ml; the median is {median:.3g}"
-
-
-def duplicates(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
-    same: dict[str, list[str]] = defaultdict(list)
-    for name, fact in facts.items():
-        same[fact.image_hash].append(name)
-    for names in same.values():
-        if len(names) > 1:
-            yield "duplicate", f"{name_some(names)} hold the same image; they may fall on both sides of a fold"
-
-
-def constants(dataset: Dataset, facts: Facts) -> Iterator[tuple[str, str]]:
-    for name, fact in facts.items():
-        for channel in fact.constant:
-            yield "intensity", f"{name}: channel {channel} ({dataset.modalities[channel]}) holds one value only"
-
-
-def structure_volumes(dataset: Dataset, facts: Facts) -> dict[str, dict[str, float]]:
-    """Volume in ml of each structure in the cases that hold it; structures in no case are left out."""
-    result: dict[str, dict[str, float]] = {}
-    for value, structure in list(enumerate(dataset.structures))[1:]:
-        per_case = {
-            name: fact.labels[value] * float(np.prod(fact.spacing_mm)) / 1000
-            for name, fact in facts.items()
-            if fact.labels.get(value)
-        }
-        if per_case:
-            result[structure] = per_case
-    return result
-
-
-def shown(values: Sequence[float] | np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+from vnet.data.preprocessing import Preprocessing, describe_rule, grid_faults, plan_preprocessing
+from vnet.data.remarks import Finding
 
 
 @dataclass(frozen=True)
@@ -135,6 +29,7 @@ class DatasetReport:
     facts: Facts
     faults: tuple[str, ...]
     findings: tuple[Finding, ...]
+    preprocessing: Preprocessing | None = None
 
     def print(self, console: Console | None = None) -> None:
         """The summary and the table, on stdout."""
@@ -153,9 +48,9 @@ class DatasetReport:
         console.print(table)
 
     def summary(self) -> Iterator[str]:
-        """Counts, sizes, spacings, and the volume of each structure."""
-        channels = ", ".join(self.dataset.modalities)
-        yield f"{self.dataset.name}: {len(self.facts)} cases read, channels {channels}"
+        """Counts, sizes, spacings, the intensity rule of each channel, and the volume of each structure."""
+        channels = self.dataset.modalities
+        yield f"{self.dataset.name}: {len(self.facts)} cases read, channels {', '.join(channels)}"
         if self.facts:
             for noun, values in (
                 ("voxels", [fact.shape for fact in self.facts.values()]),
@@ -165,6 +60,8 @@ class DatasetReport:
                     shown(part) for part in (np.min(values, 0), np.median(values, 0), np.max(values, 0))
                 )
                 yield f"{noun} (z, y, x): median {middle}, from {low} to {high}"
+        if self.preprocessing is not None:
+            yield from map(describe_rule, range(len(channels)), self.dataset.modalities, self.preprocessing.channels)
         for structure, per_case in structure_volumes(self.dataset, self.facts).items():
             ml = list(per_case.values())
             yield (
@@ -185,10 +82,15 @@ def report_dataset(root: Path | str, *, progress: bool = True) -> DatasetReport:
         InputError: dataset.json cannot be used at all.
     """
     dataset = open_dataset(root)
-    facts, faults = examine(dataset, None, progress=progress)
+    checked = examine(dataset, None, progress=progress)
+    faults = list(checked.faults)
     try:
         # a case with a faulty file is still a case of the splits file
         select_fold(dataset, 0)
     except InputError as error:
-        faults = faults + ([] if dataset.faults else error.faults)
-    return DatasetReport(dataset, facts, tuple(faults), tuple(find_unusual(dataset, facts)))
+        faults += [] if dataset.faults else error.faults
+    preprocessing = plan_preprocessing(dataset, checked) if checked.facts else None
+    if preprocessing is not None:
+        faults += grid_faults(dataset, checked.facts, preprocessing)
+    findings = find_unusual(dataset, checked.facts)
+    return DatasetReport(dataset, checked.facts, tuple(faults), tuple(findings), preprocessing)

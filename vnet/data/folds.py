@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vnet.core.errors import InputError
-from vnet.data.dataset import Dataset, read_json
+from vnet.data.dataset import Dataset
+from vnet.data.description import read_json
 
 FOLDS, RANDOM_STATE = 5, 12345  # nnU-Net's
 

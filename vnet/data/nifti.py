@@ -13,6 +13,7 @@ import resource
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,13 +22,49 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from vnet.core.errors import InputError
-from vnet.data.affines import affine_fault
+from vnet.data.file_kinds import FIRST_BYTES, content_fault, file_fault
+from vnet.data.grids import Grid
+from vnet.data.header_affine import is_coded, read_affine
+from vnet.data.remarks import Remark, short_path
 
 MAGIC = {348: (nib.Nifti1Header, b"n+1\0", 344), 540: (nib.Nifti2Header, b"n+2\0", 4)}
-EXTENSION_BYTES = 16 * 2**20  # header extensions are skipped, up to this
 TRAILING_BYTES = 2**16  # padding that tools leave after the voxels
 DEFLATE_RATIO = 1032  # deflate cannot expand further
+LARGEST_OFFSET = 2**62
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
+
+EXTENSIONS = "header extensions are skipped"
+EXTENSION_BYTES = 2**20  # extensions above this size are remarked on
+VECTOR_FILE = "vectors (5-D: x, y, z, 1, channels) are read as channels"
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """The judged header of a NIfTI file.
+
+    Attributes:
+        path: of the file.
+        header: nibabel's header.
+        shape: the file's three axes, or four where the fourth (channels) is longer than 1.
+        affine: (4, 4), the file's own voxel indices to mm.
+        remarks: what the header leaves open and how it was understood.
+    """
+
+    path: Path
+    header: Any
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """Where the voxels lie."""
+        x, y, z = self.shape[:3]
+        return Grid(self.affine, (x, y, z), is_coded(self.remarks))
+
+    @property
+    def channels(self) -> int:
+        return self.shape[3] if len(self.shape) > 3 else 1
 
 
 def memory_limit_bytes() -> int:
@@ -43,16 +80,19 @@ def memory_limit_bytes() -> int:
 
 
 def is_gzip(path: Path) -> bool:
-    return path.name.endswith(".gz")
+    return path.name.lower().endswith(".gz")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed by its ending; what goes wrong in reading becomes one line."""
+    """The bytes of a file, unpacked by its ending; an error in reading becomes one line of InputError."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not a file; name a NIfTI volume")  # a pipe would be waited on for ever
     try:
         with path.open("rb") as raw:
+            if fault := file_fault(path, raw.read(FIRST_BYTES)):
+                raise InputError(f"{path}: {fault}")
+            raw.seek(0)
             if not is_gzip(path):
                 yield raw
                 return
@@ -66,31 +106,31 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
 
 
-def read_header(path: Path) -> tuple[Any, tuple[int, ...], np.ndarray]:
-    """(header, shape, affine) of a NIfTI file, judged.
-
-    Shape has three axes, or four where the fourth is longer than 1.
+def read_header(path: Path) -> FileHeader:
+    """The header of a NIfTI file, judged; no voxel is read.
 
     Raises:
         InputError: not NIfTI, an axis of length 0, more voxels than memory or than the file can hold, values that
-            are not real numbers, an affine that is not invertible.
+            are not real numbers, an affine that is not invertible, a sform flipped against the qform.
     """
     with opened(path) as stream:
-        header = parse_header(path, stream.read(540))
-    shape = read_shape(path, header)
+        header = parse_header(path, stream.read(FIRST_BYTES))
+    shape, is_vector = read_shape(path, header)
     refuse_strange(path, header)
     refuse_unbounded(path, header, shape)
-    affine = read_affine(path, header)
-    if fault := affine_fault(affine):
-        raise InputError(f"{path}: the affine is {fault}; mend the header (spacing above 0, axes apart)")
-    return header, shape, affine
+    affine, remarks = read_affine(path, header, shape)
+    if (extensions := int(header["vox_offset"]) - header.sizeof_hdr) > EXTENSION_BYTES:
+        remarks += (Remark(short_path(path), "header", EXTENSIONS, f"{extensions / 2**20:.1f} MiB"),)
+    if is_vector:
+        remarks += (Remark(short_path(path), "channels", VECTOR_FILE),)
+    return FileHeader(path, header, shape, affine, remarks)
 
 
 def parse_header(path: Path, block: bytes) -> Any:
-    """The header of the first 540 bytes of a file."""
+    """nibabel's header of the first 540 bytes of a file."""
     sizes = {int.from_bytes(block[:4], order) for order in ("little", "big")} & MAGIC.keys()
     if not sizes:
-        raise InputError(f"{path}: not a NIfTI file (.nii, .nii.gz); convert the volume")
+        raise InputError(f"{path}: {content_fault(block) or 'not a NIfTI file (.nii, .nii.gz); convert the volume'}")
     kind, magic, place = MAGIC[sizes.pop()]
     size = kind.sizeof_hdr
     if len(block) < size:
@@ -104,8 +144,8 @@ def parse_header(path: Path, block: bytes) -> Any:
         raise InputError(f"{path}: damaged header ({error}); convert the volume again") from None
 
 
-def read_shape(path: Path, header: Any) -> tuple[int, ...]:
-    """The axes of a volume: three, or four with several channels."""
+def read_shape(path: Path, header: Any) -> tuple[tuple[int, ...], bool]:
+    """(axes of a volume: three, or four with several channels; whether channels are stored as 5-D vectors)."""
     count = int(header["dim"][0])
     sizes = [int(n) for n in header["dim"][1 : count + 1]]
     if not 1 <= count <= 7 or any(n < 0 for n in sizes):
@@ -115,9 +155,12 @@ def read_shape(path: Path, header: Any) -> tuple[int, ...]:
     sizes += [1] * (3 - len(sizes))
     if 0 in sizes:
         raise InputError(f"{path}: an axis has length 0 (shape {tuple(sizes)}); write the volume again")
+    is_vector = len(sizes) == 5 and sizes[3] == 1  # ITK writes channels along the fifth axis, after time
+    if is_vector:
+        del sizes[3]
     if len(sizes) > 4:
         raise InputError(f"{path}: {len(sizes)}-D (shape {tuple(sizes)}) where 3-D, or 4-D with channels, is due")
-    return tuple(sizes)
+    return tuple(sizes), is_vector
 
 
 def refuse_strange(path: Path, header: Any) -> None:
@@ -142,7 +185,7 @@ def refuse_unbounded(path: Path, header: Any, shape: tuple[int, ...]) -> None:
             "mend the header or crop the volume"
         )
     offset = float(header["vox_offset"])
-    if not 0 <= offset <= EXTENSION_BYTES:
+    if not 0 <= offset <= LARGEST_OFFSET:
         raise InputError(f"{path}: damaged header (voxels said to start at byte {offset:g}); convert the volume again")
     held = path.stat().st_size * (DEFLATE_RATIO if is_gzip(path) else 1)
     if offset + voxels * size > held:
@@ -152,29 +195,21 @@ def refuse_unbounded(path: Path, header: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def read_affine(path: Path, header: Any) -> np.ndarray:
-    """sform, or qform, or what the spacing alone gives."""
-    try:
-        affine: np.ndarray = header.get_best_affine().astype(np.float64)
-    except (HeaderDataError, ValueError) as error:
-        raise InputError(f"{path}: damaged affine ({error}); mend the header's qform") from None
-    return affine
-
-
-def read_voxels(path: Path, header: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The voxels a judged header describes, in the file's own axes, with slope and intercept applied.
+def read_voxels(file: FileHeader) -> np.ndarray:
+    """The voxels of a file in its own axes, with slope and intercept applied.
 
     Raises:
         InputError: fewer or many more bytes than the header says, a damaged stream, a slope that is not finite.
     """
+    path, header, shape = file.path, file.header, file.shape
     dtype = header.get_data_dtype()
     try:
         voxels: np.ndarray = np.empty(int(np.prod(shape)), dtype)
     except MemoryError:
         raise InputError(f"{path}: not enough memory for its voxels {shape}; crop the volume") from None
-    offset = max(int(header["vox_offset"]), header.sizeof_hdr + 4)
     with opened(path) as stream:
-        stream.read(offset)
+        # seek, not read: extensions of any size are skipped without memory for them, in a gzip stream too
+        stream.seek(max(int(header["vox_offset"]), header.sizeof_hdr + 4))
         missing = fill(stream, voxels.view(np.uint8).data)
         rest = len(stream.read(TRAILING_BYTES + 1))
     if missing:
@@ -190,7 +225,7 @@ def read_voxels(path: Path, header: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def scale_small(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """8- and 16-bit voxels scaled in float32, half the memory and as exact as the result will be kept."""
+    """8- and 16-bit voxels scaled in float32: half the memory, and images are kept as float32 anyway."""
     scaled = array.astype(np.float32, order="F")
     scaled *= np.float32(slope)
     scaled += np.float32(intercept)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vnet.core.config import Config
 from vnet.core.errors import InputError
-from vnet.data.checks import CheckResult, check_dataset
+from vnet.data.checks import CheckResult, examine
 from vnet.data.dataset import Case, Dataset, open_dataset
+from vnet.data.findings import find_warnings
 from vnet.data.fingerprints import Fingerprint, unchanged
 from vnet.data.folds import Fold, select_fold
 from vnet.data.phantoms.organs import write_phantoms
 from vnet.data.phantoms.sheets import SheetKind
-from vnet.data.preprocessing import Preprocessing, plan_preprocessing
+from vnet.data.preprocessing import Preprocessing, grid_faults, plan_preprocessing
+from vnet.data.remarks import print_findings
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class PreparedData:
         fold: names of the training and validation cases.
         preprocessing: planned on the training cases of the fold.
         fingerprints: case name -> size and time of its files when they were checked.
+        image_hashes: case name -> content hash of its image, by which a copy of a case is known again.
     """
 
     dataset: Dataset
@@ -34,6 +37,7 @@ class PreparedData:
     fold: Fold
     preprocessing: Preprocessing
     fingerprints: Mapping[str, Fingerprint]
+    image_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def unchanged_cases(self, names: tuple[str, ...]) -> Iterator[Case]:
         """Yield the named cases; raises `RunFault` at a case whose files changed since they were checked."""
@@ -45,11 +49,18 @@ class PreparedData:
         return [by_name[name] for name in names]
 
 
-def open_checked_dataset(config: Config, *, progress: bool = True) -> tuple[Dataset, CheckResult]:
-    """Open and check the data set of `config`; missing phantoms are written first where the config asks for them.
+def open_checked_dataset(
+    config: Config, *, progress: bool = True, leave_out: bool = False
+) -> tuple[Dataset, CheckResult]:
+    """Open and check the data set of `config`, and print its warnings.
+
+    Missing phantoms are written first where the config asks for them.
+
+    Args:
+        leave_out: leave cases with faults out, and their faults in the result.
 
     Raises:
-        InputError: every fault of the data set at once.
+        InputError: every fault of the data set at once; with `leave_out` only where no case is without fault.
     """
     if not config.data.root:
         raise InputError("data.root: no data set named; add --data.root FOLDER (Decathlon or nnU-Net raw layout)")
@@ -59,7 +70,11 @@ def open_checked_dataset(config: Config, *, progress: bool = True) -> tuple[Data
         kind = SheetKind() if config.data.phantom_kind == "sheets" else None
         write_phantoms(root, config.data.phantoms, seed=0, kind=kind)
     dataset = open_dataset(root)
-    return dataset, check_dataset(dataset, config.cache_folder, progress=progress)
+    checked = examine(dataset, config.cache_folder, progress=progress)
+    if checked.faults and not (leave_out and checked.facts):
+        raise InputError(checked.faults)
+    print_findings(find_warnings(dataset, checked.facts))
+    return dataset, checked
 
 
 def prepare_data(config: Config, *, progress: bool = True) -> PreparedData:
@@ -71,4 +86,8 @@ def prepare_data(config: Config, *, progress: bool = True) -> PreparedData:
     dataset, checked = open_checked_dataset(config, progress=progress)
     fold = select_fold(dataset, config.data.fold)
     preprocessing = plan_preprocessing(dataset, checked, config.data.spacing_mm, cases=fold.train)
-    return PreparedData(dataset, checked.content_hash, fold, preprocessing, checked.fingerprints)
+    used = {name: checked.facts[name] for name in (*fold.train, *fold.val)}
+    if faults := grid_faults(dataset, used, preprocessing):
+        raise InputError(faults)
+    hashes = {name: fact.image_hash for name, fact in checked.facts.items()}
+    return PreparedData(dataset, checked.content_hash, fold, preprocessing, checked.fingerprints, hashes)

@@ -5,6 +5,7 @@ The working grid spans the same box as the volume, so that a point of the unit c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,12 +15,16 @@ import torch
 from torch.nn import functional as F
 
 from vnet.core.errors import InputError
-from vnet.data.checks import QUANTILES, CaseFacts, CheckResult, Intensities
+from vnet.data.checks import CheckResult
 from vnet.data.dataset import Dataset
+from vnet.data.facts import QUANTILES, CaseFacts, Intensities
+from vnet.data.nifti import memory_limit_bytes
 from vnet.data.volumes import Volume
 
 SAME_SPACING = 1e-3  # relative: headers round to float32
 SLAB_VOXELS = 2**20
+# memory of a case on the working grid, per voxel: float32 per channel, and the label with the places of its classes
+CHANNEL_BYTES, LABEL_BYTES = 4, 12
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,8 @@ class Preprocessing:
 
     def size(self, volume: Volume) -> tuple[int, int, int]:
         """Voxels (D, H, W) of the working grid; the volume's own where the spacing is the same."""
-        native = volume.array.shape[-3:]
-        ratios = [have / want for have, want in zip(volume.spacing_mm, self.spacing_mm, strict=True)]
-        if all(abs(ratio - 1) < SAME_SPACING for ratio in ratios):
-            return native
-        d, h, w = (max(1, round(n * ratio)) for n, ratio in zip(native, ratios, strict=True))
-        return d, h, w
+        d, h, w = volume.array.shape[-3:]
+        return working_size((d, h, w), volume.spacing_mm, self.spacing_mm)
 
     def apply(self, volume: Volume) -> np.ndarray:
         """The image normalised, then resampled linearly; `volume` is left as it is.
@@ -102,13 +103,17 @@ class Preprocessing:
             (C, D, H, W) float32 on the working grid.
 
         Raises:
-            InputError: the volume has another number of channels.
+            InputError: the volume has another number of channels, or its working grid is larger than memory.
         """
+        where = "" if volume.path is None else f"{volume.path}: "
         if len(volume.array) != len(self.channels):
             raise InputError(
-                f"the image has {len(volume.array)} channels where {len(self.channels)} are due; "
+                f"{where}the image has {len(volume.array)} channels where {len(self.channels)} are due; "
                 "give the channels the network was trained on"
             )
+        d, h, w = volume.array.shape[-3:]
+        if fault := size_fault((d, h, w), volume.spacing_mm, self):
+            raise InputError(where + fault)
         array = volume.array.astype(np.float32)
         for channel, values in zip(self.channels, array, strict=True):
             channel.apply(values)
@@ -117,6 +122,46 @@ class Preprocessing:
     def apply_label(self, volume: Volume) -> np.ndarray:
         """The label on the working grid, nearest neighbour: (D, H, W), same type."""
         return resample_label(volume.array, self.size(volume))
+
+
+def working_size(
+    shape: tuple[int, int, int], spacing_mm: Sequence[float], working_mm: Sequence[float]
+) -> tuple[int, int, int]:
+    """Voxels (D, H, W) of the grid of spacing `working_mm` over the box of a volume; its own where they are equal."""
+    ratios = [have / want for have, want in zip(spacing_mm, working_mm, strict=True)]
+    if all(abs(ratio - 1) < SAME_SPACING for ratio in ratios):
+        return shape
+    d, h, w = (max(1, round(n * ratio)) for n, ratio in zip(shape, ratios, strict=True))
+    return d, h, w
+
+
+def size_fault(shape: tuple[int, int, int], spacing_mm: Sequence[float], preprocessing: Preprocessing) -> str | None:
+    """Why the working grid of a volume cannot be held in memory, None where it can."""
+    size = working_size(shape, spacing_mm, preprocessing.spacing_mm)
+    need = math.prod(size) * (CHANNEL_BYTES * len(preprocessing.channels) + LABEL_BYTES)
+    limit = memory_limit_bytes()
+    if need <= limit:
+        return None
+    return (
+        f"{shape} voxels of {round_off(spacing_mm)} mm become {size} at the working spacing of "
+        f"{round_off(preprocessing.spacing_mm)} mm (z, y, x), {need / 2**30:.3g} GiB where memory holds "
+        f"{limit / 2**30:.1f}; mend the spacing in the header, crop the volume, or train with a larger data.spacing_mm"
+    )
+
+
+def round_off(values: Sequence[float]) -> tuple[float, ...]:
+    """Numbers to four digits, for messages."""
+    return tuple(float(f"{value:.4g}") for value in values)
+
+
+def grid_faults(dataset: Dataset, facts: Mapping[str, CaseFacts], preprocessing: Preprocessing) -> list[str]:
+    """A line for each case whose working grid cannot be held in memory."""
+    files = {case.name: case.images[0] for case in dataset.cases}
+    return [
+        f"case {name}: {files[name]}: {fault}"
+        for name, fact in facts.items()
+        if (fault := size_fault(fact.shape, fact.spacing_mm, preprocessing))
+    ]
 
 
 def resample_image(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -163,6 +208,17 @@ def plan_channel(modality: str, facts: Sequence[CaseFacts], number: int) -> Chan
         return Channel(rule)
     stats = [fact.foreground[number] for fact in facts if fact.foreground]
     return pooled(stats) if stats else Channel("zscore")
+
+
+def describe_rule(number: int, modality: str, channel: Channel) -> str:
+    """How a channel's intensities are normalised, as a line."""
+    rules = {
+        "none": "left as they are",
+        "zscore": "z-scores of each volume",
+        "ct": f"clipped to {channel.lower:.4g} to {channel.upper:.4g} (0.5 and 99.5 % of the foreground), less "
+        f"{channel.mean:.4g}, divided by {channel.std:.4g}",
+    }
+    return f"intensities of channel {number} ({modality}): {rules[channel.rule]}"
 
 
 def pooled(stats: Sequence[Intensities]) -> Channel:

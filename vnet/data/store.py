@@ -20,7 +20,7 @@ from vnet.data.dataset import Case
 from vnet.data.fingerprints import fingerprint, require_unchanged
 from vnet.data.nifti import memory_limit_bytes
 from vnet.data.preprocessing import Preprocessing
-from vnet.data.volumes import grid_fault, read_image, read_label
+from vnet.data.volumes import read_image, read_label
 
 FORMAT = 2  # of the kept arrays
 LOCATIONS_PER_CLASS = 4096
@@ -135,11 +135,10 @@ class CaseStore:
     def prepare(self, case: Case) -> PreparedCase:
         assert case.label is not None
         try:
-            volume, label = read_image(case.images), read_label(case.label)
+            volume = read_image(case.images)
+            label = read_label(case.label, volume)
         except InputError as error:
             raise RunFault([f"case {case.name}: {fault}" for fault in error.faults]) from None
-        if fault := grid_fault(label, volume):
-            raise RunFault(f"case {case.name}: {case.label}: {fault}; mend the label")
         marked = self.preprocessing.apply_label(label)
         return PreparedCase(self.preprocessing.apply(volume), marked, locate_classes(marked, self.ignore))
 

@@ -158,7 +158,7 @@ def predict_case(
     prediction = predict_volume(model, volume, preprocessing, config)
     seconds = time.perf_counter() - start
     peak = peak_memory_mib() if measured else None
-    return PredictedCase(case, volume, read_label(case.label).array, prediction, seconds, peak)
+    return PredictedCase(case, volume, read_label(case.label, volume).array, prediction, seconds, peak)
 
 
 def score_case(

@@ -11,52 +11,15 @@ from vnet.core.distributed import gather, launch_fabric, rank_info, shard, unsha
 from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.hardware import set_threads
 from vnet.core.progress import Bar
-from vnet.data.dataset import ENDINGS, stem
-from vnet.data.volumes import Volume, read_image, write_labels, write_scaled
+from vnet.data.remarks import print_findings
+from vnet.data.volumes import Volume, read_image
+from vnet.data.writing import write_labels, write_scaled
+from vnet.inference.inputs import list_inputs
 from vnet.inference.prediction import Prediction
 from vnet.inference.predictor import Predictor
 
 # what can be saved of a case: the end of the file's name
 SAVED = {"labels": "", "uncertainty": "_uncertainty", "probabilities": "_probabilities"}
-
-
-def list_inputs(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
-    """Case name to the files of its image.
-
-    A file is a case; several channels are one 4-D file, or files NAME_0000, NAME_0001, ... as nnU-Net names them. Of
-    one channel the ending _0000 is left out where every file has it.
-
-    Raises:
-        InputError: nothing there, or a case whose channel files are not those that are due.
-    """
-    if not path.exists():
-        raise InputError(f"--input {path}: no such file or folder")
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [file for file in files if file.name.endswith(ENDINGS)]
-    if not files:
-        raise InputError(f"--input {path}: no NIfTI file (.nii.gz or .nii) there")
-    numbers = [channel_number(file) for file in files]
-    numbered = channels > 1 or set(numbers) == {0}
-    cases: dict[str, list[Path]] = {}
-    for file, number in zip(files, numbers, strict=True):
-        name = stem(file)
-        cases.setdefault(name[:-5] if numbered and number is not None else name, []).append(file)
-    due = [[None], [0]] if channels == 1 else [[None], list(range(channels))]
-    faults = [
-        f"--input {path}: case {name} consists of {', '.join(file.name for file in found)}; the network reads "
-        f"{channels} channels: one file, or {name}_0000 to {name}_{channels - 1:04d}"
-        for name, found in cases.items()
-        if (numbered and [channel_number(file) for file in found] not in due) or (not numbered and len(found) > 1)
-    ]
-    if faults:
-        raise InputError(faults)
-    return {name: tuple(found) for name, found in cases.items()}
-
-
-def channel_number(file: Path) -> int | None:
-    """0 of NAME_0000.nii.gz, None of a name without such an ending."""
-    name = stem(file)
-    return int(name[-4:]) if name[-5:-4] == "_" and name[-4:].isascii() and name[-4:].isdigit() else None
 
 
 def predict_files(
@@ -89,7 +52,9 @@ def predict_files(
     predictor = Predictor(runs, checkpoint=checkpoint, overrides=overrides, device=device)
     set_threads(predictor.config.threads)
     channels = predictor.in_channels
-    cases = list_inputs(source, channels)
+    inputs = list_inputs(source, channels)
+    print_findings(inputs.findings, notes=True)
+    cases = inputs.cases
     targets = {name: {kind: output / f"{name}{SAVED[kind]}.nii.gz" for kind in save} for name in cases}
     refuse_overwriting(cases, targets, output)
     output.mkdir(parents=True, exist_ok=True)
@@ -107,8 +72,9 @@ def predict_files(
             bar.advance(name)
     groups = unshard(gather(written))
     done = sum(map(bool, groups))
-    print(f"labelled {done} of {len(cases)} image{'s' * (len(cases) != 1)}", flush=True)
-    raise_case_faults(unshard(gather(faults)), done=done)
+    count = len(cases) + len(inputs.faults)
+    print(f"labelled {done} of {count} image{'s' * (count != 1)}", flush=True)
+    raise_case_faults([*inputs.faults, *unshard(gather(faults))], done=done)
     return [path for group in groups for path in group]
 
 

@@ -13,9 +13,7 @@ from vnet.core.hardware import set_threads
 from vnet.core.progress import Bar
 from vnet.core.runs import open_run
 from vnet.core.tables import write_table
-from vnet.data.checks import CheckResult, content_hash, examine
-from vnet.data.dataset import Dataset, open_dataset
-from vnet.data.fingerprints import fingerprint
+from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
 from vnet.data.prepared import PreparedData, open_checked_dataset, prepare_data
 from vnet.evaluation.scores import CASE_COLUMNS
@@ -53,7 +51,8 @@ def evaluate_run(
     set_threads(config.threads)
     trained = load_model(run, config, checkpoint)
     elsewhere = config.data.root != own_config.data.root
-    dataset, checked, faults = on_rank_zero(lambda: examine_dataset(config, leave_out=elsewhere))
+    dataset, checked = on_rank_zero(lambda: open_checked_dataset(config, leave_out=elsewhere))
+    faults = list(checked.faults)
     trained.require_same_task(dataset)
     own = checkpoint == "last" and config.hash(checked.content_hash) == run.config_hash
     if checked.content_hash == run.info().get("data_hash"):
@@ -88,25 +87,6 @@ def evaluate_run(
         on_rank_zero(lambda: write_tables(target, validation, config, dataset))
     raise_case_faults(faults, done=len(validation.scores.cases))
     return target
-
-
-def examine_dataset(config: Config, *, leave_out: bool) -> tuple[Dataset, CheckResult, list[str]]:
-    """The data set of a config, the facts of its sound cases, and the faults of the others.
-
-    Args:
-        leave_out: False raises the faults.
-
-    Raises:
-        InputError: a fault of the data set as a whole; with `leave_out`, also where no case is sound.
-    """
-    if not (leave_out and Path(config.data.root).exists()):  # phantoms may have to be written first
-        return *open_checked_dataset(config), []
-    dataset = open_dataset(Path(config.data.root))
-    facts, faults = examine(dataset, config.cache_folder)
-    if faults and not facts:
-        raise InputError(faults)
-    fingerprints = {case.name: fingerprint(case) for case in dataset.cases}
-    return dataset, CheckResult(content_hash(dataset, facts), facts, fingerprints), faults
 
 
 def write_tables(folder: Path, validation: Validation, config: Config, dataset: Dataset) -> None:

@@ -21,7 +21,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from vnet.core.errors import InputError
 from vnet.data.phantoms.anatomy import AIR, FIRST_ORGAN, TISSUE, Waves, draw_anatomy
 from vnet.data.phantoms.sheets import SheetKind, make_sheet
-from vnet.data.volumes import write_nifti
+from vnet.data.writing import write_nifti
 
 ORIENTATIONS = ("RAS", "LPS", "RAS", "SRA", "LAS", "PIR")
 FINE_VOXELS = 2**22  # rendered at once

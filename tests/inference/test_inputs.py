@@ -1,0 +1,172 @@
+"""Which files become which case, and which are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from vnet.core.errors import InputError
+from vnet.data.dataset import open_dataset
+from vnet.data.volumes import read_image
+from vnet.inference.inputs import list_inputs
+
+SHAPE = (5, 4, 3)
+
+
+def folder_of(folder: Path, *names: str, channels: int = 1) -> Path:
+    """Volumes of these names; a name that ends in four digits and a star holds `channels` channels."""
+    folder.mkdir(parents=True)
+    for name in names:
+        voxels = np.zeros((*SHAPE, channels) if name.endswith("*") else SHAPE, np.float32)
+        path = folder / name.removesuffix("*")
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            path.write_bytes(packed(path, nib.Nifti1Image(voxels, np.eye(4)).to_bytes()))
+        else:
+            path.write_bytes(b"other")
+    return folder
+
+
+def packed(path: Path, content: bytes) -> bytes:
+    import gzip
+
+    return gzip.compress(content) if path.name.lower().endswith(".gz") else content
+
+
+@pytest.mark.parametrize(
+    ("channels", "files", "cases"),
+    [
+        (1, ["a_0000.nii.gz", "b_0000.nii"], ["a", "b"]),  # nnU-Net's imagesTs
+        (1, ["a_0000.nii.gz", "a_0001.nii.gz"], ["a_0000", "a_0001"]),  # a series of scans
+        (1, ["a.nii.gz", "b_0000.nii.gz", "notes.txt"], ["a", "b"]),  # an image of nnU-Net's without its ending
+        (1, ["BRATS_0001.nii.gz", "BRATS_0012.nii.gz"], ["BRATS_0001", "BRATS_0012"]),
+        (1, ["A.NII.GZ", "b.Nii"], ["A", "b"]),
+        (2, ["a_0000.nii", "a_0001.nii", "b.nii.gz*"], ["a", "b"]),
+        (4, ["BRATS_0001.nii.gz*", "BRATS_0002.nii.gz*"], ["BRATS_0001", "BRATS_0002"]),
+        (4, ["B_0000.nii*", "B_0001.nii*", "B_0002.nii*", "B_0003.nii*"], [f"B_000{n}" for n in range(4)]),
+        (2, ["B_0000.nii", "B_0001.nii", "B_0002.nii*"], ["B", "B_0002"]),
+    ],
+)
+def test_files_are_gathered_to_cases(channels: int, files: list[str], cases: list[str], tmp_path: Path) -> None:
+    inputs = list_inputs(folder_of(tmp_path / "in", *files, channels=channels), channels)
+    assert sorted(inputs.cases) == cases
+    assert inputs.faults == ()
+    for found in inputs.cases.values():
+        assert len(read_image(found).array) == channels
+    volumes = [name.removesuffix("*") for name in files if "txt" not in name]
+    assert sorted(file.name for found in inputs.cases.values() for file in found) == sorted(volumes)
+
+
+@pytest.mark.parametrize(
+    ("channels", "files"),
+    [
+        (1, ["a.nii", "a.nii.gz"]),
+        (1, ["a_0000.nii", "a_0000.nii.gz"]),
+        (1, ["a.nii", "a_0000.nii"]),
+        (2, ["a_0000.nii"]),
+        (2, ["a_0001.nii", "a_0002.nii"]),
+        (2, ["a_0000.nii", "a_0001.nii", "a_0002.nii"]),
+    ],
+)
+def test_channel_files_that_are_not_due_cost_that_case_alone(channels: int, files: list[str], tmp_path: Path) -> None:
+    sound = [f"sound_{channel:04d}.nii" for channel in range(channels)]
+    inputs = list_inputs(folder_of(tmp_path / "in", *files, *sound), channels)
+    assert list(inputs.cases) == ["sound"]
+    (fault,) = inputs.faults
+    assert fault.startswith(f"--input {tmp_path / 'in'}: case a consists of {files[0]}")
+    assert f"; the network reads {channels} channels: one file, or a_0000 to a_000{channels - 1}" in fault
+
+
+def test_a_damaged_file_of_four_digits_is_a_case_so_that_reading_names_its_fault(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "B_0001.nii*", channels=4)
+    (folder / "B_0002.nii").write_bytes(b"")
+    inputs = list_inputs(folder, 4)
+    assert sorted(inputs.cases) == ["B_0001", "B_0002"]
+    assert inputs.faults == ()
+
+
+def test_files_that_are_passed_over_are_named_and_hidden_ones_counted(tmp_path: Path) -> None:
+    names = ["a.nii", "b.mha", "c.MHA", "d.nrrd", "e.dcm", "notes.txt", "scan.png", "._a.nii", "._b.nii.gz"]
+    inputs = list_inputs(folder_of(tmp_path / "in", *names), 1)
+    assert list(inputs.cases) == ["a"]
+    assert inputs.faults == ()
+    assert [(finding.warning, finding.what) for finding in inputs.findings] == [
+        (True, "--input: b.mha, c.MHA: MetaImage is not read; convert it to NIfTI"),
+        (True, "--input: d.nrrd: NRRD is not read; convert it to NIfTI"),
+        (True, "--input: e.dcm: DICOM is not read; convert the series with dcm2niix"),
+        (False, "--input: 2 hidden files are passed over (._a.nii)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("scan.mha", b"ObjectType = Image", r"in: no NIfTI file .* there; --input: scan.mha: MetaImage is not read"),
+        (
+            "IM0001",
+            bytes(128) + b"DICM",
+            "no NIfTI file .* there; IM0001 is a DICOM file; convert the series with dcm2",
+        ),
+        ("notes.txt", b"words", r"no NIfTI file \(.nii.gz or .nii\) there$"),
+        ("._a.nii", b"", "1 hidden file is passed over"),
+    ],
+)
+def test_a_folder_without_volumes_says_what_it_holds(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list_inputs(tmp_path / "in", 1)
+
+
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scan.mha").write_bytes(b"ObjectType = Image")
+    with pytest.raises(InputError, match=r"--input .*scan.mha: MetaImage is not read; convert it to NIfTI"):
+        list_inputs(tmp_path / "scan.mha", 1)
+
+
+def uncode(path: Path) -> None:
+    image = nib.load(path)
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    image.to_filename(path)
+
+
+def test_inputs_without_orientation_codes(tmp_path: Path) -> None:
+    """All without: a warning. Some without: theirs is the fault, the others are predicted."""
+    folder = folder_of(tmp_path / "in", "a.nii", "b.nii", "c.nii")
+    uncode(folder / "b.nii")
+    inputs = list_inputs(folder, 1)
+    assert list(inputs.cases) == ["a", "c"]
+    assert inputs.findings == ()
+    (fault,) = inputs.faults
+    assert fault.startswith(f"{folder / 'b.nii'}: no orientation in the header (qform_code and sform_code are 0) where")
+    uncode(folder / "a.nii")
+    uncode(folder / "c.nii")
+    inputs = list_inputs(folder, 1)
+    assert list(inputs.cases) == ["a", "b", "c"]
+    assert inputs.faults == ()
+    (finding,) = inputs.findings
+    assert finding.warning
+    assert finding.what.startswith("in/a.nii, in/b.nii, in/c.nii: no orientation in the header")
+
+
+def test_what_is_trained_on_can_be_predicted(tmp_path: Path) -> None:
+    """imagesTr of both layouts gives prediction the cases that training has."""
+    root = tmp_path / "task"
+    names = ["BRATS_0001.nii.gz", "BRATS_0002.nii.gz"]
+    folder_of(root / "imagesTr", *(f"{name}*" for name in names), channels=2)
+    folder_of(root / "labelsTr", *names)
+    text = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "1": "tumour"},
+        "training": [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names],
+    }
+    for changes in ({}, {"training": None, "file_ending": ".nii.gz"}):
+        described = {key: value for key, value in (text | changes).items() if value is not None}
+        (root / "dataset.json").write_text(json.dumps(described))
+        dataset = open_dataset(root)
+        assert dataset.faults == ()
+        assert {case.name: case.images for case in dataset.cases} == list_inputs(root / "imagesTr", 2).cases

@@ -1,0 +1,122 @@
+"""What each case of a data set is like: shape, spacing, label values, intensities, content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vnet.data.dataset import Dataset
+from vnet.data.remarks import Remark
+from vnet.data.volumes import Volume
+
+QUANTILES = tuple(i / 200 for i in range(201))  # 0.5 % apart: nnU-Net clips CT at 0.5 and 99.5 %
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Foreground intensities of one channel of a case: mean, standard deviation, values at `QUANTILES`."""
+
+    mean: float
+    std: float
+    quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What one case holds.
+
+    Attributes:
+        shape: (D, H, W), canonical.
+        spacing_mm: (z, y, x).
+        voxel_ml: volume of a voxel, by the determinant of the affine.
+        orientation: of the file's axes, as LPS.
+        channels: of the image.
+        labels: label value -> voxels; empty for a case without a label.
+        foreground: one per channel; empty where there is no foreground.
+        constant: channels that hold one value only.
+        image_hash, label_hash: of voxels and grid in canonical order, so that turned copies are equal.
+        remarks: on its files.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    channels: int
+    labels: dict[int, int]
+    foreground: tuple[Intensities, ...]
+    constant: tuple[int, ...]
+    image_hash: str
+    label_hash: str
+    voxel_ml: float
+    remarks: tuple[Remark, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> CaseFacts:
+        """The inverse of `to_dict`, also after a round through JSON."""
+        return cls(
+            shape=tuple(plain["shape"]),
+            spacing_mm=tuple(plain["spacing_mm"]),
+            orientation=str(plain["orientation"]),
+            channels=int(plain["channels"]),
+            labels={int(value): int(count) for value, count in plain["labels"].items()},
+            foreground=tuple(
+                Intensities(float(one["mean"]), float(one["std"]), tuple(one["quantiles"]))
+                for one in plain["foreground"]
+            ),
+            constant=tuple(plain["constant"]),
+            image_hash=str(plain["image_hash"]),
+            label_hash=str(plain["label_hash"]),
+            voxel_ml=float(plain["voxel_ml"]),
+            remarks=tuple(Remark(**one) for one in plain["remarks"]),
+        )
+
+
+def describe(image: Volume, label: Volume | None) -> CaseFacts:
+    """Facts of a case in memory."""
+    values, counts = (
+        (np.zeros(0, int), np.zeros(0, int)) if label is None else np.unique(label.array, return_counts=True)
+    )
+    inside = None if label is None else label.array > 0
+    shown = () if inside is None or not inside.any() else tuple(intensities(one[inside]) for one in image.array)
+    d, h, w = image.array.shape[1:]
+    return CaseFacts(
+        shape=(d, h, w),
+        spacing_mm=image.spacing_mm,
+        orientation=image.orientation,
+        channels=len(image.array),
+        labels=dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        foreground=shown,
+        constant=tuple(c for c, one in enumerate(image.array) if one.min() == one.max()),
+        image_hash=volume_hash(image),
+        label_hash="" if label is None else volume_hash(label),
+        voxel_ml=image.voxel_ml,
+        remarks=image.remarks if label is None else (*image.remarks, *label.remarks),
+    )
+
+
+def intensities(values: np.ndarray) -> Intensities:
+    """Mean, standard deviation and quantiles of the foreground's values in one channel."""
+    wide = values.astype(np.float64)
+    quantiles = tuple(float(f"{q:.6g}") for q in np.quantile(wide, QUANTILES))
+    return Intensities(float(wide.mean()), float(wide.std()), quantiles)
+
+
+def volume_hash(volume: Volume) -> str:
+    """SHA-256 of canonical voxels and grid, the grid to a thousandth of a mm."""
+    digest = hashlib.sha256(f"{volume.array.dtype} {volume.array.shape}".encode())
+    digest.update((np.round(volume.canonical_affine(), 3) + 0.0).tobytes())  # + 0.0: no negative zeros
+    digest.update(np.ascontiguousarray(volume.array).data)
+    return digest.hexdigest()
+
+
+def foreground_voxels(dataset: Dataset, fact: CaseFacts) -> int:
+    """Voxels of a case that are labelled as a structure, the ignore label left out."""
+    return sum(count for value, count in fact.labels.items() if value > 0 and value != dataset.ignore)
