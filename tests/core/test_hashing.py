@@ -62,6 +62,7 @@ FROZEN = {
     "inference.mirror": [],
     "inference.largest_component": False,
     "inference.min_component_mm3": 0.0,
+    "inference.precision": "32-true",
     "metrics.tolerance_mm": 1.0,
 }
 

@@ -322,6 +322,11 @@ CONFIG = [
         "command line: study.equivalence_margin must be 0 or more, got -1.0",
     ),
     Refusal(
+        "an equivalence margin without a reason",
+        "vnet experiment --study.equivalence_margin 1",
+        "command line: study.equivalence_margin must have a study.equivalence_reason, got 1.0",
+    ),
+    Refusal(
         "a name that leaves run_root", f"{TRAIN} --name ../x", "tiny.yaml: name must be a plain folder name, got '../x'"
     ),
     Refusal(

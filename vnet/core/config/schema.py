@@ -254,8 +254,10 @@ class StudyConfig:
     """Folds on which choices of the method were made: the report shows them apart, as they are no evidence."""
     comparisons: tuple[str, ...] = key((), hash_default=())
     """Differences to test, as `pointrend_s2 - coarse_s2`; empty takes the usual ones among the arms."""
-    equivalence_margin: float = key(0.002, hash_default=0.002)
-    """Dice within which two arms are called equivalent."""
+    equivalence_margin: float | None = key(None, hash_default=0.002)
+    """Dice within which two arms are called equivalent; null calls none so."""
+    equivalence_reason: str | None = key(None, hash_default=None)
+    """Why the margin is that large; every report prints it."""
     spread_from: str | None = key(None, hash_default=None)
     """Study of the same arms with several seeds, beside this one: its seed spread is printed with the intervals."""
     keep: bool = key(False, hash_default=False)
@@ -267,7 +269,9 @@ class StudyConfig:
         require(bool(self.arms), "study.arms", "name at least one arm", "none")
         require(bool(self.folds), "study.folds", "name at least one fold", "none")
         require(bool(self.seeds), "study.seeds", "name at least one seed", "none")
-        require(self.equivalence_margin >= 0, "study.equivalence_margin", "be 0 or more", self.equivalence_margin)
+        margin, reason = self.equivalence_margin, (self.equivalence_reason or "").strip()
+        require(margin is None or margin >= 0, "study.equivalence_margin", "be 0 or more", margin)
+        require(margin is None or bool(reason), "study.equivalence_margin", "have a study.equivalence_reason", margin)
         plain = self.spread_from is None or Path(self.spread_from).name == self.spread_from
         require(plain, "study.spread_from", "be the name of a study", self.spread_from)
         for comparison in self.comparisons:
