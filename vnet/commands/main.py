@@ -1,4 +1,4 @@
-"""`vnet COMMAND ...`: train, predict, evaluate, compare, experiment, data."""
+"""`vnet COMMAND ...`: train, predict, evaluate, compare, experiment, data, nnunet."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "score a trained run on its validation fold or on another data set",
     "compare": "tables, paired differences and one HTML page of finished runs",
     "data": "make, fetch or check a data set",
+    "nnunet": "label images with a model that nnU-Net trained",
 }
 
 

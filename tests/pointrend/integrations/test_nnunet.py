@@ -1,4 +1,4 @@
-"""The drop-in gives the labels of nnU-Net's own export, for every resampling that nnU-Net plans."""
+"""Labels equal those of nnU-Net's own export, for every resampling that nnU-Net plans."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -57,14 +57,13 @@ def label_manager(labels: int, regions: bool):
     return LabelManager({"background": 0, "whole": (1, 2), "core": (2,)}, [1, 2])
 
 
-def both(logits, *rest, **keywords):
-    from nnunetv2.inference import export_prediction
+def both(logits, *rest):
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
-    import pointrend.integrations.nnunet
+    from pointrend.integrations.nnunet import labels_on_native_grid
 
-    name = "convert_predicted_logits_to_segmentation_with_correct_shape"
-    expected = getattr(export_prediction, name)(logits.copy(), *rest, num_threads_torch=1, **keywords)
-    return getattr(pointrend.integrations.nnunet, name)(logits, *rest, num_threads_torch=1, **keywords), expected
+    expected = convert_predicted_logits_to_segmentation_with_correct_shape(logits.copy(), *rest, num_threads_torch=1)
+    return labels_on_native_grid(logits, *rest, threads=1), expected
 
 
 CASES = {
@@ -91,9 +90,9 @@ def test_labels_equal_nnunets(kind, name):
 def test_a_tensor_and_other_settings_of_the_slices():
     logits, *rest = case(*CASES["thick slices, other number"])
     labels, expected = both(torch.from_numpy(logits).clone().numpy(), *rest)
-    from pointrend.integrations.nnunet import convert_predicted_logits_to_segmentation_with_correct_shape as convert
+    from pointrend.integrations.nnunet import labels_on_native_grid
 
-    np.testing.assert_array_equal(convert(torch.from_numpy(logits), *rest), expected)
+    np.testing.assert_array_equal(labels_on_native_grid(torch.from_numpy(logits), *rest), expected)
     np.testing.assert_array_equal(labels, expected)
     for keywords in ({"order_z": 1}, {"force_separate_z": False}, {"separate_z_anisotropy_threshold": 100}):
         np.testing.assert_array_equal(*both(*case(*CASES["thick slices, other number"], **keywords)))
@@ -111,15 +110,13 @@ def refusal(message: str):
 
 
 def test_what_cannot_be_rendered_is_refused_in_one_line():
-    from pointrend.integrations.nnunet import convert_predicted_logits_to_segmentation_with_correct_shape as convert
+    from pointrend.integrations.nnunet import labels_on_native_grid
 
-    with refusal("region-based labels are not mutually exclusive classes"):
-        convert(*case(*CASES["finer"], regions=True))
-    with refusal("return_probabilities=True needs the dense logits"):
-        convert(*case(*CASES["finer"]), return_probabilities=True)
-    with refusal("must be linear in plane .* got resample_data_or_seg_to_shape with"):
-        convert(*case(*CASES["finer"], order=3))
+    with refusal(r"the model predicts regions \(whole, core\), which overlap and have no single best class"):
+        labels_on_native_grid(*case(*CASES["finer"], regions=True))
+    with refusal("must be linear in plane, got resample_data_or_seg_to_shape with order=3"):
+        labels_on_native_grid(*case(*CASES["finer"], order=3))
     logits, plans, configuration, manager, properties = case(*CASES["finer"])
     configuration.resampling_fn_probabilities = np.resize
     with refusal("must be one of nnU-Net's linear ones, got resize"):
-        convert(logits, plans, configuration, manager, properties)
+        labels_on_native_grid(logits, plans, configuration, manager, properties)
