@@ -9,7 +9,7 @@ import pytest
 
 from vnet.core.errors import InputError
 from vnet.data import checks
-from vnet.data.checks import check_dataset, examine
+from vnet.data.checks import check_dataset, examine, seen_cases
 from vnet.data.dataset import open_dataset
 from vnet.data.facts import CaseFacts
 
@@ -196,6 +196,24 @@ def test_what_can_be_read_is_described_beside_the_faults(decathlon, save):
     checked = examine(open_dataset(root), None, progress=False)
     assert list(checked.facts) == ["case_00", "case_02"]
     assert len(checked.faults) == 1
+
+
+def test_copies_of_cases_are_known_again_by_their_content(decathlon, tmp_path, save):
+    """Renamed, turned and packed otherwise; a case whose label alone changed was seen too."""
+    root = decathlon(3)
+    facts = examine(open_dataset(root), progress=False).facts
+    trained = [facts[name].image_hash for name in ("case_00", "case_01")]
+    assert seen_cases(facts, trained) == ["case_00", "case_01"]
+    other = shutil.copytree(root, tmp_path / "other")
+    for folder in ("imagesTr", "labelsTr"):
+        turned = nib.load(other / folder / "case_01.nii.gz").as_reoriented(np.array([[1, -1], [2, 1], [0, 1]]))
+        save(other / folder / "case_01.nii.gz", np.asarray(turned.dataobj), turned.affine)
+        (other / folder / "case_00.nii.gz").rename(other / folder / "case_09.nii.gz")
+        (other / folder / "case_01.nii.gz").rename(other / folder / "case_08.nii.gz")
+    text = (other / "dataset.json").read_text().replace("case_00", "case_09").replace("case_01", "case_08")
+    (other / "dataset.json").write_text(text)
+    assert seen_cases(examine(open_dataset(other), progress=False).facts, trained) == ["case_08", "case_09"]
+    assert seen_cases(facts, []) == []
 
 
 def test_large_volumes_are_read_one_after_the_other(decathlon, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
-from vnet.data.description import path_fault
+from vnet.data.description import inner_path, path_fault
 from vnet.data.volumes import read_image
 
 
@@ -24,6 +24,135 @@ def test_a_decathlon_folder_is_read_sorted_by_name(decathlon):
     assert [case.name for case in dataset.cases] == ["case_00", "case_01", "case_02"]
     assert dataset.cases[1].images == (root / "imagesTr/case_01.nii.gz",)
     assert dataset.cases[1].label == root / "labelsTr/case_01.nii.gz"
+
+
+def test_a_description_written_on_windows_is_read(decathlon):
+    """Backslashes between folders, and a byte order mark before the first brace."""
+    root = decathlon(2)
+    expected = open_dataset(root).cases
+    text = json.loads((root / "dataset.json").read_text())
+    text["training"] = [
+        {key: path.replace("./", "").replace("/", "\\") for key, path in entry.items()} for entry in text["training"]
+    ]
+    (root / "dataset.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(text).encode())
+    dataset = open_dataset(root)
+    assert dataset.cases == expected
+    assert dataset.faults == ()
+    assert [(finding.topic, finding.what, finding.warning) for finding in dataset.findings] == [
+        ("dataset.json", "backslashes in paths are read as slashes", False)
+    ]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "background", "1": "near", "2": "far"},
+        {"background": 0, "near": 1, "far": 2},
+        {"background": "0", "near": "1", "far": "2"},
+        {"far": "2", "background": "0", "near": 1},
+    ],
+)
+def test_label_values_may_be_numbers_or_text(labels, decathlon):
+    assert open_dataset(decathlon(1, labels=labels)).structures == ("background", "near", "far")
+
+
+def test_structures_may_have_numbers_for_names(decathlon):
+    assert open_dataset(decathlon(1, labels={"0": "background", "1": "3", "2": "4"})).structures == (
+        "background",
+        "3",
+        "4",
+    )
+    assert open_dataset(decathlon(1, labels={"0": "0", "1": "1"})).structures == ("0", "1")
+
+
+def findings(root):
+    return [(finding.warning, finding.what) for finding in open_dataset(root).findings]
+
+
+def test_volumes_that_dataset_json_does_not_list_are_named(decathlon, save):
+    root = decathlon(2)
+    for name in ("imagesTr/x.nii", "labelsTr/x.nii", "imagesTr/._case_00.nii.gz", "labelsTr/._a.nii"):
+        save(root / name, np.zeros((5, 6, 7), np.uint8))
+    for name in ("imagesTr/y.mha", "imagesTr/z.nrrd", "imagesTr/notes.txt"):
+        (root / name).write_bytes(b"")
+    assert findings(root) == [
+        (True, "imagesTr: 1 not listed in dataset.json and not used: x.nii"),
+        (True, "labelsTr: 1 not listed in dataset.json and not used: x.nii"),
+        (True, "imagesTr: y.mha: MetaImage is not read; convert it to NIfTI"),
+        (True, "imagesTr: z.nrrd: NRRD is not read; convert it to NIfTI"),
+        (False, "imagesTr: 1 hidden file is passed over (._case_00.nii.gz)"),
+        (False, "labelsTr: 1 hidden file is passed over (._a.nii)"),
+    ]
+
+
+def one_channel(root, save, images, labels):
+    for name in images:
+        save(root / "imagesTr" / name, np.zeros((5, 4, 3), np.float32))
+    for name in labels:
+        save(root / "labelsTr" / name, np.zeros((5, 4, 3), np.uint8))
+    text = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(text))
+    return open_dataset(root)
+
+
+def test_an_nnunet_image_without_its_channel_number_is_used(tmp_path, save):
+    dataset = one_channel(tmp_path, save, ["a_0000.nii.gz", "b.nii.gz"], ["a.nii.gz", "b.nii.gz"])
+    assert dataset.faults == ()
+    assert [(case.name, case.images[0].name) for case in dataset.cases] == [("a", "a_0000.nii.gz"), ("b", "b.nii.gz")]
+
+
+def test_nnunet_names_of_four_digits_are_the_cases(tmp_path, save):
+    names = ["BRATS_0001.nii.gz", "BRATS_0002.nii.gz"]
+    dataset = one_channel(tmp_path, save, names, names)
+    assert dataset.faults == ()
+    assert [case.name for case in dataset.cases] == ["BRATS_0001", "BRATS_0002"]
+
+
+def test_endings_in_capitals_are_read(tmp_path, save):
+    save(tmp_path / "lower.nii", np.zeros((5, 4, 3), np.float32))
+    dataset = one_channel(tmp_path, save, ["a_0000.nii.gz"], ["a.nii.gz"])
+    (tmp_path / "imagesTr/a_0000.nii.gz").rename(tmp_path / "imagesTr/a_0000.NII.GZ")
+    (tmp_path / "labelsTr/a.nii.gz").rename(tmp_path / "labelsTr/a.NII.GZ")
+    dataset = open_dataset(tmp_path)
+    assert dataset.faults == ()
+    assert [path.name for path in dataset.cases[0].files] == ["a_0000.NII.GZ", "a.NII.GZ"]
+
+
+def test_a_label_without_an_image_and_an_image_without_a_label_are_named(tmp_path, save):
+    dataset = one_channel(tmp_path, save, ["a_0000.nii.gz", "b_0000.nii.gz"], ["b.nii.gz", "c.nii.gz"])
+    assert [case.name for case in dataset.cases] == ["b"]
+    assert dataset.faults == (
+        "case a: labelsTr/a.nii.gz is not there; restore the file or take the case out",
+        "case c: imagesTr/c_0000.nii.gz is not there; restore the file or take the case out",
+    )
+
+
+def test_two_files_of_one_case_are_named(tmp_path, save):
+    images, labels = ["a_0000.nii.gz", "a_0000.nii", "b.nii", "c.nii"], ["a.nii", "b.nii", "b.nii.gz", "c.nii"]
+    dataset = one_channel(tmp_path, save, images, labels)
+    assert [case.name for case in dataset.cases] == ["c"]
+    assert dataset.faults == (
+        "case a: its image consists of a_0000.nii, a_0000.nii.gz where one file is due; take a_0000.nii.gz out",
+        "case b: several labels, b.nii, b.nii.gz; keep one",
+    )
+
+
+def test_a_channel_too_many_is_named(tmp_path, save):
+    root = nnunet(tmp_path / "d", save)
+    save(root / "imagesTr/a_0002.nii.gz", np.zeros((5, 4, 3), np.float32))
+    assert open_dataset(root).faults == (
+        "case a: its image consists of a_0000.nii.gz, a_0001.nii.gz, a_0002.nii.gz where one file, or a_0000.nii.gz to "
+        "a_0001.nii.gz, is due; take a_0002.nii.gz out",
+    )
+
+
+def test_a_data_set_of_another_format_says_so(decathlon):
+    root = decathlon(1, training=[])
+    (root / "imagesTr/a.mha").write_bytes(b"")
+    with pytest.raises(
+        InputError, match="no training cases found; .*; imagesTr: a.mha: MetaImage is not read; convert"
+    ):
+        open_dataset(root)
 
 
 def test_a_case_without_label_is_kept_apart(decathlon):
@@ -115,6 +244,8 @@ def test_nnunet_descriptions_that_cannot_serve(changes, message, tmp_path, save)
         ({"training": [{"image": "a/../../b.nii"}]}, r"path leaves the data set"),
         ({"training": [{"image": "a.nii", "label": "../b.nii"}]}, r"training\[0\].label: path leaves the data set"),
         ({"training": [{"image": "C:\\a.nii"}]}, r"path leaves the data set"),
+        ({"training": [{"image": "a\\..\\..\\b.nii"}]}, r"path leaves the data set"),
+        ({"training": [{"image": "\\\\server\\a.nii"}]}, r"path leaves the data set"),
         ({"training": [{"image": "a\nb.nii"}]}, r"file name must be printable, got 'a\\nb.nii'; rename"),
         ({"training": [{"image": "a.png"}]}, r"must end in .nii.gz or .nii, got 'a.png'; convert"),
         ({"training": [{"image": ""}]}, r"file name must be printable, got ''"),
@@ -181,9 +312,9 @@ def test_links_on_disk_are_followed(decathlon, tmp_path):
 @given(st.text())
 def test_a_path_that_passes_stays_inside(text):
     if path_fault(text) is None:
-        parts = text.split("/")
-        assert not text.startswith("/")
-        assert ".." not in parts
+        path = inner_path(text)
+        assert not path.is_absolute()
+        assert ".." not in path.parts
         assert text.isprintable()
 
 

@@ -72,6 +72,57 @@ def test_check_prints_and_returns_0(decathlon, capsys):
     assert "nothing wrong, nothing unusual" in out
 
 
+@pytest.mark.parametrize(
+    ("modal", "rule", "warned"),
+    [
+        ("MRI", "z-scores of each volume", False),
+        ("T2 contrast", "z-scores of each volume", False),
+        ("noNorm", "left as they are", False),
+        ("CT scan", "z-scores of each volume", True),
+        ("ct_soft", "z-scores of each volume", True),
+        ("CBCT", "z-scores of each volume", True),
+        ("Computed Tomography", "z-scores of each volume", True),
+    ],
+)
+def test_check_prints_the_intensity_rule_of_each_channel(modal, rule, warned, decathlon, capsys):
+    assert main(["check", str(decathlon(2, modal=modal))]) == 0
+    out = capsys.readouterr().out
+    assert f"intensities of channel 0 ({modal}): {rule}" in out
+    assert (f"channel 0 is called {modal!r}: the intensity rule of CT is used for the name CT alone" in out) == warned
+
+
+def test_check_prints_the_numbers_of_the_ct_rule(decathlon, capsys):
+    root = decathlon(3, modal="ct")
+    inside = [
+        np.asarray(nib.load(root / f"imagesTr/case_0{n}.nii.gz").dataobj)[
+            np.asarray(nib.load(root / f"labelsTr/case_0{n}.nii.gz").dataobj) > 0
+        ].astype(float)
+        for n in range(3)
+    ]
+    mean, std = np.mean([one.mean() for one in inside]), np.concatenate(inside).std()
+    quantiles = np.sort(np.concatenate([np.quantile(one, np.arange(201) / 200) for one in inside]))
+    lower, upper = np.quantile(quantiles, [0.005, 0.995])
+    assert main(["check", str(root)]) == 0
+    line = (
+        f"intensities of channel 0 (ct): clipped to {lower:.4g} to {upper:.4g} (0.5 and 99.5 % of the foreground), "
+        f"less {mean:.4g}, divided by {std:.4g}"
+    )
+    assert line in capsys.readouterr().out
+
+
+def test_a_working_grid_beyond_memory_is_a_fault_of_its_case(decathlon, save):
+    root = decathlon(5)
+    wide = np.diag([60.0, 60.0, 60.0, 1.0])
+    image, label = (np.asarray(nib.load(root / f"{kind}Tr/case_02.nii.gz").dataobj) for kind in ("images", "labels"))
+    save(root / "imagesTr/case_02.nii.gz", np.tile(image, (8, 8, 8)), wide)
+    save(root / "labelsTr/case_02.nii.gz", np.tile(label, (8, 8, 8)), wide)
+    (fault,) = report_dataset(root, progress=False).faults
+    assert fault.startswith(
+        f"case case_02: {root / 'imagesTr/case_02.nii.gz'}: (56, 48, 40) voxels of (60.0, 60.0, 60.0) mm become "
+        "(3360, 2880, 2400) at the working spacing of (1.0, 1.0, 1.0) mm (z, y, x), 346 GiB where memory holds "
+    )
+
+
 def test_check_names_every_fault_and_nothing_else(decathlon, save, capsys):
     root = decathlon(8)
     (root / "labelsTr/case_00.nii.gz").unlink()

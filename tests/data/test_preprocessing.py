@@ -1,6 +1,7 @@
 """Resampling and normalisation in closed form."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,8 +12,16 @@ from vnet.core.errors import InputError
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.facts import QUANTILES, Intensities
-from vnet.data.preprocessing import Channel, Preprocessing, plan_preprocessing, pooled, resample_image, resample_label
-from vnet.data.volumes import volume_from_array
+from vnet.data.preprocessing import (
+    Channel,
+    Preprocessing,
+    plan_preprocessing,
+    pooled,
+    resample_image,
+    resample_label,
+    size_fault,
+)
+from vnet.data.volumes import read_image, volume_from_array
 
 PLAIN = Channel("none")
 
@@ -138,3 +147,25 @@ def test_another_number_of_channels_is_refused():
     volume = volume_from_array(np.zeros((5, 4, 3, 2)), np.eye(4))
     with pytest.raises(InputError, match="the image has 2 channels where 1 are due; give the channels"):
         Preprocessing((1.0, 1.0, 1.0), (PLAIN,)).apply(volume)
+
+
+def test_a_working_grid_beyond_memory_is_refused_before_memory_is_taken(tmp_path, save):
+    """Voxels said to be 60 mm wide, of a scan of 1 mm: 216 000 times as many on the working grid."""
+    path = save(tmp_path / "scan.nii", np.zeros((64, 64, 64), np.float32), np.diag([60.0, 60.0, 60.0, 1.0]))
+    volume = read_image([path])
+    plan = Preprocessing((1.0, 1.0, 1.0), (Channel("zscore"),))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"scan.nii: \(64, 64, 64\) voxels of \(60.0, .*\) mm become \(3840, "):
+            plan.apply(volume)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_bound_of_the_working_grid_counts_image_and_label(room, monkeypatch):
+    need = 8 * 6 * 4 * (2 * 4 + 12)
+    monkeypatch.setattr("vnet.data.preprocessing.memory_limit_bytes", lambda: need - (not room))
+    plan = Preprocessing((0.5, 0.5, 0.5), (Channel("zscore"), Channel("none")))
+    assert (size_fault((4, 3, 2), (1.0, 1.0, 1.0), plan) is None) == room
