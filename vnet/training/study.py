@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from vnet.core.checkout import checkout
 from vnet.core.config import Config, load_config
@@ -17,6 +17,8 @@ from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError
 from vnet.core.runs import is_finished
 from vnet.training.kept_results import keep_run
+
+T = TypeVar("T")
 
 
 def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, list[str]]]:
@@ -31,19 +33,27 @@ def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, 
         yield load_config(words, check_arms=False), words
 
 
-def run_study(argv: Sequence[str], **kwargs: Any) -> list[Config]:
-    """Make every run of the study that is not done, and keep its tables where the study asks for it.
+def share_of(runs: Sequence[T], number: int, count: int) -> list[T]:
+    """The `number`-th of `count` shares (from 1) of a study's runs: every `count`-th run."""
+    return list(runs[number - 1 :: count])
+
+
+def run_study(argv: Sequence[str], share: tuple[int, int] = (1, 1), **kwargs: Any) -> list[Config]:
+    """Make every run of the study, or of a share of it, that is not done, and keep its tables if the study asks for it.
 
     Each run is a process of its own, so that its peak memory is its own.
 
+    Args:
+        share: number and count of `share_of`.
+
     Returns:
-        The configs of the runs.
+        The configs of these runs.
 
     Raises:
         InputError: started as several processes, or a run ended with a fault; its own line is on stderr.
     """
     require_alone()
-    runs = list(study_configs(argv, **kwargs))
+    runs = share_of(list(study_configs(argv, **kwargs)), *share)
     common = load_config(argv, check_arms=False, apply_arm=False)
     for number, (config, words) in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
