@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache, cached_property
-from typing import Any
+from functools import cache
 
 import pandas as pd
 from scipy import stats
@@ -18,10 +16,8 @@ UNREFINED = ":unrefined"  # after an arm with a head: the same networks without 
 
 @cache
 def read(study: str, name: str) -> pd.DataFrame:
-    """Every NAME.csv of a study in one table, empty ones left out."""
-    files = [path for path in sorted((ROOT / "results" / study).rglob(f"{name}.csv")) if path.stat().st_size > 1]
-    frames = [pd.read_csv(path, dtype={"case": str}) for path in files]
-    return pd.concat(frames, ignore_index=True)
+    """The table NAME.csv of a study."""
+    return pd.read_csv(ROOT / "results" / study / f"{name}.csv", dtype={"case": str})
 
 
 class StudyFigures:
@@ -98,29 +94,17 @@ class StudyFigures:
 
     def voxels(self, arm: str, kind: str, low_mm: float, high_mm: float) -> int:
         """Voxels that refinement fixed or broke, whose distance to the surface lies above low_mm and up to high_mm."""
-        rows = self.refinement[self.refinement["arm"] == arm]
+        rows = read(self.study, "refinement")
+        rows = rows[(rows["arm"] == arm) & rows["fold"].isin(self.folds) & (rows["structure"] == "all structures")]
         upto = rows["distance_upto_mm"]
         return int(rows[(upto > low_mm) & (upto <= high_mm)][kind].sum())
 
-    @cached_property
-    def refinement(self) -> pd.DataFrame:
-        frames = []
-        for path in sorted((ROOT / "results" / self.study).rglob("refinement.csv")):
-            if path.stat().st_size > 1:
-                arm, run = path.parts[-3:-1]
-                frames.append(pd.read_csv(path).assign(arm=arm, fold=int(run.split("_")[0].removeprefix("fold"))))
-        rows = pd.concat(frames)
-        return rows[rows["fold"].isin(self.folds) & (rows["structure"] == "all structures")]
-
     def cost(self, arm: str, name: str) -> float:
-        """Mean of a number of run.json over the runs of an arm on these folds."""
-        runs = [
-            json.loads(path.read_text())
-            for path in sorted((ROOT / "results" / self.study / arm).rglob("run.json"))
-            if int(path.parts[-2].split("_")[0].removeprefix("fold")) in self.folds
-        ]
-        values: list[Any] = [run[name] for run in runs]
-        return sum(values) / len(values)
+        """Mean of a number of runs.csv over the runs of an arm on these folds."""
+        runs = read(self.study, "runs")
+        values = runs[(runs["arm"] == arm) & runs["fold"].isin(self.folds)][name]
+        assert len(values), f"{self.study} holds no run of {arm}"
+        return float(values.mean())
 
 
 @cache

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.pages import LOG, PAGES, ROOT, anchors, links
+from scripts.benchmark import BENCHMARKS
+from tests.docs.pages import LOG, PAGES, ROOT, anchors, links, one_line
+from vnet.commands.main import COMMANDS
 
 EVERY = pytest.mark.parametrize("page", [*PAGES, LOG], ids=lambda page: page.name)
 
@@ -47,6 +49,17 @@ def test_make_targets_named_are_there(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE):
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+
+
+@EVERY
+def test_commands_and_benchmarks_named_are_there(page: Path) -> None:
+    if page.name == "errors.md":
+        pytest.skip("names commands that are not there on purpose")
+    text = page.read_text()
+    for name in re.findall(r"(?:^|`)vnet ([a-z]+)\b", text, re.MULTILINE):
+        assert name in COMMANDS, name
+    for name in re.findall(r"benchmark\.py ([a-z]\w*)", one_line(text)):
+        assert name in BENCHMARKS, name
 
 
 @EVERY
