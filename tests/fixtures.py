@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.errors.world import write_world
-from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
 
 TINY = {
     "network": {

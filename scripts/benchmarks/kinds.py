@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from scripts.benchmarks.volume import Trial, measure_all
-from vnet.data.phantoms.organs import PhantomKind
+from vnet.data.phantoms import PhantomKind
 
 MR = PhantomKind(size=(40, 48, 56), spacing_mm=(1.25, 1.0, 1.0), orientations=("RAS",))
 PATCH = ("--training.patch", "[48,48,48]")

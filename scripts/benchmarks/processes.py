@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from scripts.benchmarks.rows import Row
-from vnet.data.phantoms.organs import write_phantoms
+from vnet.data.phantoms import write_phantoms
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

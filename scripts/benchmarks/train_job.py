@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.benchmarks.fresh import call
 from scripts.benchmarks.rows import Row
-from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
 
 
 def job(root: str, folder: str, name: str, steps: int) -> Row:

@@ -19,7 +19,7 @@ import numpy as np
 
 from scripts.benchmarks.rows import Row
 from vnet.data.dataset import open_dataset
-from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
 from vnet.data.volumes import read_label
 from vnet.evaluation.metrics import dice_scores
 

@@ -13,8 +13,7 @@ from vnet.core.tables import read_table
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.folds import all_folds
-from vnet.data.phantoms.organs import write_phantoms
-from vnet.data.phantoms.sheets import SheetKind
+from vnet.data.phantoms import SheetKind, write_phantoms
 from vnet.training.study import study_configs
 
 ROOT = Path(__file__).parents[2]

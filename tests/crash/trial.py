@@ -20,7 +20,7 @@ from tests.crash.child import Place
 from tests.crash.same import differences
 from vnet.core.errors import RunFault
 from vnet.core.progress import Bar
-from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TWICE_EVERY = 3  # of so many runs one is killed again while it continues

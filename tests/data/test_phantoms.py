@@ -6,12 +6,15 @@ import pytest
 from scipy import ndimage
 
 from vnet.core.errors import InputError
+from vnet.data.affines import file_affine
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
-from vnet.data.dataset_report import find_unusual
-from vnet.data.phantoms import organs as phantoms
-from vnet.data.phantoms.anatomy import FIRST_ORGAN, Tube, Waves, fill_tube, nearest_two
-from vnet.data.phantoms.organs import PhantomKind, file_affine, make_phantom, shares_of, write_phantoms
+from vnet.data.findings import find_unusual
+from vnet.data.phantoms import PhantomKind, write_phantoms, writing
+from vnet.data.phantoms.anatomy import FIRST_ORGAN, nearest_two
+from vnet.data.phantoms.fields import Waves
+from vnet.data.phantoms.organs import make_phantom, partial_volumes
+from vnet.data.phantoms.vessels import Tube, fill_tube
 from vnet.data.volumes import read_image, read_label
 
 SMALL = PhantomKind(size=(18, 20, 22))
@@ -102,7 +105,7 @@ def test_a_grid_of_stride_4_loses_most_of_the_vessels_and_little_of_the_organs(u
     for case in usual.cases:
         label = read_label(case.label).array
         label = label[tuple(slice(0, n - n % 4) for n in label.shape)]
-        shares = shares_of(label, 4, 4)
+        shares = partial_volumes(label, 4, 4)
         coarse = np.stack([ndimage.zoom(share, 4, order=1, mode="nearest", grid_mode=True) for share in shares]).argmax(
             0
         )
@@ -175,7 +178,7 @@ def test_slabs_do_not_show(monkeypatch):
 
 def test_shares_add_up_to_one_and_count_materials():
     material = np.random.default_rng(0).integers(0, 3, (6, 8, 10)).astype(np.uint8)
-    shares = shares_of(material, 2, 3)
+    shares = partial_volumes(material, 2, 3)
     np.testing.assert_allclose(shares.sum(0), 1)
     assert shares[2, 0, 0, 0] == (material[:2, :2, :2] == 2).mean()
 
@@ -218,7 +221,7 @@ def test_a_failure_leaves_no_folder(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(phantoms, "write_nifti", full)
+    monkeypatch.setattr(writing, "write_nifti", full)
     with pytest.raises(OSError, match="No space"):
         write_phantoms(tmp_path / "made", 2, kind=SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,8 @@ import pytest
 
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
-from vnet.data.phantoms.organs import write_phantoms
-from vnet.data.phantoms.sheets import SheetKind, make_sheet
+from vnet.data.phantoms import SheetKind, write_phantoms
+from vnet.data.phantoms.sheets import make_sheet
 from vnet.data.volumes import read_label
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.docs.pages import README, ROOT, blocks, execute, run_vnet, section, tables
-from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
 
 SHORT = {
     "--training.steps": "3",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pointrend.refine import PointRend
 from vnet.core.config import PointsConfig, load_config
 from vnet.core.errors import InputError, RunFault
-from vnet.data.phantoms.organs import file_affine
+from vnet.data.affines import file_affine
 from vnet.data.preprocessing import Channel, Preprocessing
 from vnet.data.volumes import read_image, volume_from_array
 from vnet.data.writing import write_labels

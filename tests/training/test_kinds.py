@@ -12,7 +12,7 @@ import pytest
 
 from vnet.core.config import load_config
 from vnet.data.dataset import open_dataset
-from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
 from vnet.inference.label_files import predict_files
 from vnet.training.run import train_run
 

@@ -69,7 +69,7 @@ def add_check(commands: Commands) -> None:
 
 
 def make_phantoms(chosen: argparse.Namespace) -> int:
-    from vnet.data.phantoms.organs import PhantomKind, write_phantoms
+    from vnet.data.phantoms import PhantomKind, write_phantoms
 
     given = {name: value for name, value in vars(chosen).items() if value is not None}
     kept = {name: value for name, value in given.items() if name not in ("command", "output", "count", "seed")}

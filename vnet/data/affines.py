@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 # Cosines between axes up to this are rounding: affines are stored as float32.
 ROUNDED_COSINE = 1e-6
@@ -117,3 +124,15 @@ def orthogonal_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     middle = (np.asarray(shape, float) - 1) / 2
     near[:3, 3] += (affine[:3, :3] - near[:3, :3]) @ middle
     return near
+
+
+def file_affine(size: Sequence[int], spacing_mm: Sequence[float], axes: str, oblique_degrees: float) -> np.ndarray:
+    """(4, 4) of a file whose axes run along `axes`, its volume's middle at the origin."""
+    angle = np.deg2rad(oblique_degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.asarray(spacing_mm)[::-1]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(size)[::-1] - 1) / 2)
+    turned = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
+    back: np.ndarray = affine @ inv_ornt_aff(turned, tuple(size)[::-1])
+    return back

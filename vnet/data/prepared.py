@@ -13,8 +13,7 @@ from vnet.data.dataset import Case, Dataset, open_dataset
 from vnet.data.findings import find_warnings
 from vnet.data.fingerprints import Fingerprint, unchanged
 from vnet.data.folds import Fold, select_fold
-from vnet.data.phantoms.organs import write_phantoms
-from vnet.data.phantoms.sheets import SheetKind
+from vnet.data.phantoms import SheetKind, write_phantoms
 from vnet.data.preprocessing import Preprocessing, grid_faults, plan_preprocessing
 from vnet.data.remarks import print_findings
 

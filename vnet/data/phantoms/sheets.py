@@ -1,55 +1,17 @@
-"""Sheets: made volumes that hold one curved sheet of known thickness under known noise, with exact labels.
+"""Phantoms of sheets: one curved sheet of known thickness under known noise, with exact labels.
 
-Organs vary in everything at once; here thickness and noise are set, a pair a volume, so that what refinement brings can
-be read against each. The numbers of each volume are written as properties.csv beside the data set.
+In organs thickness, contrast and noise vary together; here thickness and noise are set, a pair a volume. The numbers of
+each volume are written as properties.csv beside the data set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from vnet.core.errors import InputError
-from vnet.data.phantoms.anatomy import Waves
+from vnet.data.phantoms.fields import Waves
+from vnet.data.phantoms.kinds import SheetKind
 
 FINENESS = 3  # finer voxels per voxel and axis in rendering
-
-
-@dataclass(frozen=True, kw_only=True)
-class SheetKind:
-    """What sheets are made; every pair of a thickness and a noise comes in turn.
-
-    Attributes:
-        size: voxels (z, y, x), of 1 mm.
-        thickness_vox: of the sheets, in voxels.
-        noise: standard deviations in units of the contrast between sheet and surroundings.
-    """
-
-    size: tuple[int, int, int] = (32, 32, 32)
-    thickness_vox: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-    noise: tuple[float, ...] = (0.1, 0.3, 0.6)
-    # what every data set of phantoms has
-    orientations: tuple[str, ...] = ("RAS",)
-    structures: tuple[str, ...] = ("background", "sheet")
-    modality: str = "CT"  # no bias field
-    channels: int = 1
-    ignore: float = 0.0
-
-    def __post_init__(self) -> None:
-        faults = [
-            *([] if min(self.size) >= 16 else [f"size must be 16 voxels or more an axis, got {self.size}"]),
-            *(f"thickness_vox must be positive, got {t}" for t in self.thickness_vox if not t > 0),
-            *(f"noise must be 0 or more, got {s}" for s in self.noise if not s >= 0),
-            *([] if self.thickness_vox and self.noise else ["thickness_vox and noise must hold a number each"]),
-        ]
-        if faults:
-            raise InputError(faults)
-
-    def properties(self, number: int) -> dict[str, float]:
-        """Thickness and noise of volume `number`."""
-        thickness = self.thickness_vox[number % len(self.thickness_vox)]
-        return {"thickness_vox": thickness, "noise": self.noise[number // len(self.thickness_vox) % len(self.noise)]}
 
 
 def make_sheet(number: int, seed: int, kind: SheetKind) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
