@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vnet.data.augmentation import View, draw_matrix, look, needed_box, place, rotation, vary_intensity
+from vnet.data.augmentation import View, draw_matrix, extract_patch, pad_to_patch, rotation, source_box, vary_intensity
 
 PATCH = (6, 8, 10)
 
@@ -18,8 +18,8 @@ def ramp(size):
 
 def see(image, label, view, patch=PATCH):
     """Read only the box a view asks for, as the batches do."""
-    box = needed_box(view, patch, label.shape)
-    return look(image[(slice(None), *box)], label[box], [part.start for part in box], view, patch)
+    box = source_box(view, patch, label.shape)
+    return extract_patch(image[(slice(None), *box)], label[box], [part.start for part in box], view, patch)
 
 
 @settings(deadline=None, max_examples=60)
@@ -123,6 +123,6 @@ def test_a_constant_image_stays_finite(value):
 
 def test_placing_keeps_every_voxel_of_a_box_that_fits():
     box = torch.arange(1.0, 61).reshape(1, 3, 4, 5)
-    out = place(box, (-2, -1, 0), (6, 6, 5))
+    out = pad_to_patch(box, (-2, -1, 0), (6, 6, 5))
     assert out.sum() == box.sum()
     assert out[0, 2, 1, 0] == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vnet.core.errors import RunFault
-from vnet.data.batches import TrainingBatches, pick_place
+from vnet.data.batches import TrainingBatches, pick_location
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.preprocessing import Channel, Preprocessing, plan_preprocessing
@@ -88,7 +88,7 @@ def test_a_closed_stream_leaves_no_thread(dataset):
 
 
 def test_a_thread_that_dies_without_a_word_is_told(dataset, monkeypatch):
-    monkeypatch.setattr(TrainingBatches, "fill", lambda self, queue, stop, step: queue.put(self.batch(step)))
+    monkeypatch.setattr(TrainingBatches, "produce", lambda self, queue, stop, step: queue.put(self.batch(step)))
     with closing(make(dataset).stream()) as stream:
         next(stream)
         with pytest.raises(RunFault, match="the thread that prepares batches died; run the same command again"):
@@ -156,10 +156,10 @@ def test_structures_are_chosen_alike_however_small():
     label[:, :, 5:], label[0, 0, 0] = 1, 2
     places = locate_classes(label, None)
     rng = np.random.default_rng(0)
-    picked = Counter(label[tuple(pick_place(places, *rng.random(2)))] for _ in range(400))
+    picked = Counter(label[tuple(pick_location(places, *rng.random(2)))] for _ in range(400))
     assert 150 < picked[2] < 250
     assert picked[0] == 0
-    assert pick_place(locate_classes(np.zeros((2, 3, 4), np.uint8), None), 0.5, 0.5) is None
+    assert pick_location(locate_classes(np.zeros((2, 3, 4), np.uint8), None), 0.5, 0.5) is None
 
 
 def test_an_ignore_label_is_kept_and_never_aimed_at():

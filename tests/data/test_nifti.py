@@ -1,7 +1,6 @@
 """Damaged and hostile files: refused by name, before memory is taken."""
 
 import gzip
-import resource
 import struct
 import tracemalloc
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnet.core.errors import InputError
-from vnet.data.nifti import memory_limit_bytes, read_header
+from vnet.data.nifti import read_header
 from vnet.data.volumes import read_image, read_label
 
 VOXELS = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
@@ -123,18 +122,6 @@ def test_names_cannot_move_the_cursor_or_break_the_line(tmp_path):
         read_header(path)
     assert "\n" not in caught.value.report()
     assert "\x1b" not in caught.value.report()
-
-
-def test_the_memory_limit_is_that_of_the_process():
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    machine = memory_limit_bytes()
-    assert machine > 2**28
-    low = 2**44 if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_AS, (low, hard))
-    try:
-        assert memory_limit_bytes() == min(machine, low)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @settings(deadline=None, max_examples=150)

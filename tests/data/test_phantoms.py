@@ -10,7 +10,7 @@ from vnet.data.affines import file_affine
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.findings import find_unusual
-from vnet.data.phantoms import PhantomKind, write_phantoms, writing
+from vnet.data.phantoms import PhantomKind, organs, write_phantoms, writing
 from vnet.data.phantoms.anatomy import FIRST_ORGAN, nearest_two
 from vnet.data.phantoms.fields import Waves
 from vnet.data.phantoms.organs import make_phantom, partial_volumes
@@ -172,7 +172,7 @@ def test_an_ignore_label_lies_on_surfaces(tmp_path):
 def test_slabs_do_not_show(monkeypatch):
     """Rendering in slabs, as for large volumes, gives the same labels."""
     whole = make_phantom(1, 0, SMALL)[1]
-    monkeypatch.setattr(phantoms, "FINE_VOXELS", 8 * 20 * 22 * 4)
+    monkeypatch.setattr(organs, "FINE_VOXELS", 8 * 20 * 22 * 4)
     np.testing.assert_array_equal(make_phantom(1, 0, SMALL)[1], whole)
 
 

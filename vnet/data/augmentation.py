@@ -1,6 +1,6 @@
-"""Random views of a volume: one resampling for cut, rotation and scale; intensities by MONAI's transforms.
+"""Augmentation: patches cut, rotated and scaled in one resampling, intensities varied by MONAI's transforms.
 
-Cheap on purpose: about 5 ms for 48x64x48 voxels on one core, since the data thread shares the cores with training.
+A patch of 48x64x48 voxels takes about 5 ms on one core: the data thread shares the cores with training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AXES = "zyx"
 
 @dataclass(frozen=True)
 class View:
-    """Where a patch lies in its volume.
+    """Where a patch lies in its volume, and how it is turned.
 
     Attributes:
         start: (z, y, x) of the patch's first voxel in the volume, negative where the volume is padded.
@@ -59,8 +59,8 @@ def rotation(axis: int, angle: float) -> np.ndarray:
     return matrix
 
 
-def needed_box(view: View, patch: Sequence[int], size: Sequence[int]) -> tuple[slice, slice, slice]:
-    """The part of a volume of `size` voxels that a view reads."""
+def source_box(view: View, patch: Sequence[int], size: Sequence[int]) -> tuple[slice, slice, slice]:
+    """The box of a volume of `size` voxels (z, y, x) that the patch of a view reads."""
     half = np.asarray(patch) / 2
     reach = half if view.matrix is None else np.abs(view.matrix) @ half
     middle = np.asarray(view.start) + half
@@ -70,16 +70,16 @@ def needed_box(view: View, patch: Sequence[int], size: Sequence[int]) -> tuple[s
     return z, y, x
 
 
-def look(
+def extract_patch(
     image: Tensor, label: Tensor, corner: Sequence[int], view: View, patch: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The patch that a view shows.
+    """The patch of a view: image and label.
 
     Outside the volume the image is 0, which after normalisation is its mean and is what the network's convolutions
     and the padding at prediction use; the label there is 0, background.
 
     Args:
-        image: (C, d, h, w) float32, the box that `needed_box` names.
+        image: (C, d, h, w) float32, the box that `source_box` names.
         label: (d, h, w), the same box.
         corner: first voxel of the box in the volume.
 
@@ -88,7 +88,7 @@ def look(
     """
     start = [a - b for a, b in zip(view.start, corner, strict=True)]
     if view.matrix is None:
-        shown, marked = place(image, start, patch), place(label[None], start, patch)[0].long()
+        shown, marked = pad_to_patch(image, start, patch), pad_to_patch(label[None], start, patch)[0].long()
     else:
         grid = view_grid(view.matrix, start, patch, label.shape)
         shown = F.grid_sample(image[None], grid, align_corners=False)[0]
@@ -98,8 +98,8 @@ def look(
     return shown, marked
 
 
-def place(box: Tensor, start: Sequence[int], patch: Sequence[int]) -> Tensor:
-    """(C, *patch) of zeros with the box where it belongs."""
+def pad_to_patch(box: Tensor, start: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """(C, *patch): the box at its place in the patch, zeros elsewhere."""
     out = box.new_zeros((len(box), *patch))
     source, target = [slice(None)], [slice(None)]
     for offset, have, want in zip(start, box.shape[1:], patch, strict=True):
@@ -111,7 +111,7 @@ def place(box: Tensor, start: Sequence[int], patch: Sequence[int]) -> Tensor:
 
 
 def view_grid(matrix: np.ndarray, start: Sequence[int], patch: Sequence[int], box: Sequence[int]) -> Tensor:
-    """(1, *patch, 3) sampling grid, xyz in [-1, 1], of a turned patch in a box."""
+    """(1, *patch, 3) sampling grid (x, y, z) in [-1, 1] of a turned patch, for `grid_sample` in a box."""
     wanted, have = np.asarray(patch, float), np.asarray(box, float)
     theta = np.empty((3, 4))
     theta[:, :3] = matrix * wanted / have[:, None]
@@ -121,7 +121,7 @@ def view_grid(matrix: np.ndarray, start: Sequence[int], patch: Sequence[int], bo
 
 
 def vary_intensity(image: Tensor, seed: int) -> Tensor:
-    """Blur, contrast, brightness, gamma and noise, each now and then, as a function of `seed` (MONAI's transforms).
+    """The image with blur, contrast, brightness, gamma and noise, each now and then; a function of `seed`.
 
     Args:
         image: (C, d, h, w), normalised; not written to.

@@ -1,8 +1,8 @@
 """Training batches as a pure function of (seed, step), prefetched by one thread.
 
 Sample i of step s is number c = s * batch + i of an endless walk: epoch e = c // cases, a permutation of the cases
-drawn from (seed, e). What is drawn for the sample (place, rotation, intensities) comes from one numpy generator
-seeded by (seed, s, i). Nothing depends on what was asked before, on threads, or on how many processes share a batch.
+drawn from (seed, e). The sample's place, rotation and intensities come from one numpy generator seeded by (seed, s, i).
+A batch does not depend on earlier calls, on threads, or on how many processes share it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vnet.core.errors import RunFault
 from vnet.core.randomness import sample_seed
-from vnet.data.augmentation import AXES, View, draw_matrix, look, needed_box, vary_intensity
+from vnet.data.augmentation import AXES, View, draw_matrix, extract_patch, source_box, vary_intensity
 from vnet.data.dataset import Case, Dataset
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.store import CaseStore, PreparedCase
@@ -32,11 +32,11 @@ Batch = tuple[Tensor, Tensor, tuple[str, ...]]
 
 
 class TrainingBatches:
-    """Batches of patches.
+    """Batches of patches of the training cases.
 
-    A volume that fits into the patch is shown whole, at a random place in it; of a larger one, along the axes where
-    it is larger, a random part: around a voxel of a random structure with probability `FOREGROUND_SHARE`, anywhere
-    otherwise. Where the patch reaches beyond the volume the image and the label are 0 (see `augmentation.look`).
+    A volume that fits into the patch lies whole at a random place in it. Of a larger volume the patch is a random part,
+    along the axes where the volume is larger: with probability `FOREGROUND_SHARE` around a voxel of a random structure,
+    else anywhere. Beyond the volume the image and the label are 0 (see `augmentation.extract_patch`).
 
     Args:
         dataset: for its ignore label.
@@ -47,9 +47,9 @@ class TrainingBatches:
         seed: of the run.
         cache: folder for prepared volumes, None for memory only.
         mirror: axes among z, y, x that are mirrored with probability 1/2.
-        augment: turn off for plain patches; places are still random.
-        samples: which of the batch's samples this process makes; None for all.
-        foreground_share: see above.
+        augment: False leaves intensities, rotation, scale and mirroring out; places are still random.
+        samples: numbers of the batch's samples that this process makes; None for all.
+        foreground_share: probability of a patch around a structure.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class TrainingBatches:
         """
         queue: Queue[Batch | BaseException] = Queue(PREFETCHED)
         stop = Event()
-        thread = Thread(target=self.fill, args=(queue, stop, start_step), name="batches", daemon=True)
+        thread = Thread(target=self.produce, args=(queue, stop, start_step), name="batches", daemon=True)
         thread.start()
         try:
             while True:
@@ -115,22 +115,23 @@ class TrainingBatches:
                 drain(queue)
                 thread.join(0.05)
 
-    def fill(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
-        """Put batches into the queue until told to stop, on one core: the others are the network's."""
+    def produce(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
+        """Put batches, or the error that ends them, into the queue; on one core, the others are the network's."""
         try:
             torch.get_num_threads()  # torch sets a thread's count at its first use; only then does lowering it last
             with threadpool_limits(1, user_api="openmp"):
-                self.fill_alone(queue, stop, step)
+                self.produce_batches(queue, stop, step)
         except BaseException as error:
             put(queue, stop, error)
 
-    def fill_alone(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
+    def produce_batches(self, queue: Queue[Batch | BaseException], stop: Event, step: int) -> None:
+        """Put the batches of `step` and later into the queue until `stop` is set."""
         while not stop.is_set():
             put(queue, stop, self.batch(step))
             step += 1
 
     def case_number(self, step: int, number: int) -> int:
-        """Which case sample `number` of a step shows."""
+        """Index of the case of sample `number` of a step."""
         count = step * self.size + number
         epoch, place = divmod(count, len(self.store.cases))
         order = self.orders.get(epoch)
@@ -140,8 +141,8 @@ class TrainingBatches:
             self.orders = {epoch: order}  # replaced whole: another thread may be reading
         return int(order[place])
 
-    def names(self, step: int) -> list[str]:
-        """Cases of the whole batch of a step, those of other processes too."""
+    def case_names(self, step: int) -> list[str]:
+        """Names of the cases in the whole batch of a step, those of other processes too."""
         return [self.store.cases[self.case_number(step, number)].name for number in range(self.size)]
 
     def sample(self, step: int, number: int) -> tuple[Tensor, Tensor, str]:
@@ -150,16 +151,17 @@ class TrainingBatches:
         prepared = self.store[case]
         rng = np.random.default_rng(sample_seed(self.seed, step, number, AUGMENTATION))
         view = self.draw_view(prepared, rng)
-        box = needed_box(view, self.patch, prepared.label.shape)
+        box = source_box(view, self.patch, prepared.label.shape)
         image = torch.from_numpy(np.array(prepared.image[(slice(None), *box)]))
         label = torch.from_numpy(np.array(prepared.label[box], np.int32))
         if self.augment:
             # before the padding is added, so that it stays 0 as at prediction
             image = vary_intensity(image, int(rng.integers(2**32)))
-        shown, marked = look(image, label, [part.start for part in box], view, self.patch)
+        shown, marked = extract_patch(image, label, [part.start for part in box], view, self.patch)
         return shown, marked, self.store.cases[case].name
 
     def draw_view(self, prepared: PreparedCase, rng: np.random.Generator) -> View:
+        """A random place, rotation, scale and mirroring; always the same count of numbers is drawn."""
         start = self.draw_start(prepared, rng)
         matrix = draw_matrix(rng, self.spacing_mm)
         flips = rng.random(3) < 0.5
@@ -170,7 +172,7 @@ class TrainingBatches:
     def draw_start(self, prepared: PreparedCase, rng: np.random.Generator) -> tuple[int, int, int]:
         """First voxel of the patch in the volume; always the same count of numbers is drawn."""
         chance, which, where, *shares = rng.random(6)
-        focus = pick_place(prepared.class_locations, which, where) if chance < self.foreground_share else None
+        focus = pick_location(prepared.class_locations, which, where) if chance < self.foreground_share else None
         starts = []
         for axis, (have, want, share) in enumerate(zip(prepared.label.shape, self.patch, shares, strict=True)):
             room = have - want
@@ -183,20 +185,22 @@ class TrainingBatches:
         return starts[0], starts[1], starts[2]
 
 
-def pick_place(places: np.ndarray, which: float, where: float) -> list[int] | None:
+def pick_location(locations: np.ndarray, which: float, where: float) -> list[int] | None:
     """(z, y, x) of a voxel of a random structure, every structure as likely; None without foreground.
 
     Args:
+        locations: (n, 4) of `PreparedCase.class_locations`.
         which, where: in [0, 1), choose the structure and its voxel.
     """
-    values = np.unique(places[:, 0])
+    values = np.unique(locations[:, 0])
     if not len(values):
         return None
-    mine = places[places[:, 0] == values[int(which * len(values))]]
+    mine = locations[locations[:, 0] == values[int(which * len(values))]]
     return [int(n) for n in mine[int(where * len(mine)), 1:]]
 
 
 def put(queue: Queue[Batch | BaseException], stop: Event, item: Batch | BaseException) -> None:
+    """Put an item once there is room; give up where `stop` is set."""
     while not stop.is_set():
         try:
             queue.put(item, timeout=0.1)
@@ -206,9 +210,9 @@ def put(queue: Queue[Batch | BaseException], stop: Event, item: Batch | BaseExce
 
 
 def take(queue: Queue[Batch | BaseException], thread: Thread) -> Batch | BaseException:
-    """The next item; a thread that died without a word is not waited for."""
+    """The next item; an error where the thread ended without putting one."""
     while True:
-        alive = thread.is_alive()  # asked first: what it put before its end is still taken
+        alive = thread.is_alive()  # asked before the queue: what the thread put before its end is still taken
         try:
             return queue.get(timeout=1.0)
         except Empty:
@@ -217,6 +221,7 @@ def take(queue: Queue[Batch | BaseException], thread: Thread) -> Batch | BaseExc
 
 
 def drain(queue: Queue[Batch | BaseException]) -> None:
+    """Empty the queue, so that the thread at its other end does not wait for room."""
     try:
         while True:
             queue.get_nowait()

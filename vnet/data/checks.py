@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from vnet.core.errors import InputError
+from vnet.core.memory import memory_limit_bytes
 from vnet.core.progress import Bar
 from vnet.data.dataset import Case, Dataset
 from vnet.data.facts import CaseFacts, describe, foreground_voxels
 from vnet.data.fingerprints import Fingerprint, fingerprint
 from vnet.data.header_affine import is_coded
 from vnet.data.kept_facts import kept_file, load_kept, save_kept
-from vnet.data.nifti import memory_limit_bytes, read_header
+from vnet.data.nifti import read_header
 from vnet.data.remarks import name_some
 from vnet.data.volumes import read_image, read_label
 

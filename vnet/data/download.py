@@ -1,4 +1,4 @@
-"""Tasks of the Medical Segmentation Decathlon, from where MONAI keeps them."""
+"""Download of Medical Segmentation Decathlon tasks from the addresses that MONAI lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS_OF_SILENCE = 30.0
 
 
 def download_task(task: str, output: Path | str) -> Path:
-    """Fetch and unpack a task; the folder appears when it is complete.
+    """Folder of a task, downloaded and unpacked; the folder appears when it is complete.
 
     Args:
         task: as `Task04_Hippocampus`, or its number or name alone.
@@ -76,7 +76,7 @@ def fetch(name: str, url: str, md5: str, folder: Path) -> None:
 
 @contextmanager
 def quiet_monai() -> Iterator[None]:
-    """MONAI's log off stderr, and an answer at all from a network that drops packets."""
+    """Keep MONAI's log off stderr, and end a download after 30 seconds without data."""
     logger, before = logging.getLogger("monai.apps"), socket.getdefaulttimeout()
     disabled, logger.disabled = logger.disabled, True
     socket.setdefaulttimeout(SECONDS_OF_SILENCE)

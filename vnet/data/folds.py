@@ -1,4 +1,4 @@
-"""Cross-validation folds, as nnU-Net makes them or as a splits file says."""
+"""Cross-validation folds: nnU-Net's rule, or those of a splits file."""
 
 from __future__ import annotations
 
@@ -55,15 +55,16 @@ def all_folds(dataset: Dataset) -> list[Fold]:
     """
     names = sorted(case.name for case in dataset.labelled)
     folds = listed_folds(dataset, set(names))
-    return ruled_folds(names) if folds is None else folds
+    return kfold_folds(names) if folds is None else folds
 
 
 def refuse_empty(fold: int | str, what: str) -> Fold:
+    """Raise the error of an empty fold; the return type serves expressions."""
     raise InputError(f"data.fold: fold {fold} has {what}; add labelled cases, mend the splits file, or use all")
 
 
-def ruled_folds(names: list[str]) -> list[Fold]:
-    """nnU-Net's folds of sorted names; leave-one-out below five."""
+def kfold_folds(names: list[str]) -> list[Fold]:
+    """nnU-Net's folds of sorted names: KFold of 5, shuffled; leave-one-out below five cases."""
     from sklearn.model_selection import KFold
 
     if len(names) < 2:
@@ -94,7 +95,7 @@ def listed_folds(dataset: Dataset, names: set[str]) -> list[Fold] | None:
 
 
 def entry_faults(entry: object, names: set[str]) -> list[str]:
-    """What is wrong with one fold of a splits file."""
+    """Faults of one fold of a splits file."""
     if not isinstance(entry, Mapping) or not {"train", "val"} <= entry.keys():
         return [f'must be {{"train": [...], "val": [...]}}, got {entry!r:.80}; correct it']
     faults = []
@@ -114,5 +115,5 @@ def entry_faults(entry: object, names: set[str]) -> list[str]:
 
 
 def shorten(names: list[str]) -> str:
-    """The first of `names` and the count of the rest."""
+    """`'a' and 3 more`."""
     return repr(names[0])[:120] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import resource
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from vnet.core.errors import InputError
+from vnet.core.memory import memory_limit_bytes
 from vnet.data.file_kinds import FIRST_BYTES, content_fault, file_fault
 from vnet.data.grids import Grid
 from vnet.data.header_affine import is_coded, read_affine
@@ -65,18 +64,6 @@ class FileHeader:
     @property
     def channels(self) -> int:
         return self.shape[3] if len(self.shape) > 3 else 1
-
-
-def memory_limit_bytes() -> int:
-    """Memory this process may take: the machine's, or what a container or `ulimit -v` leaves of it."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(file).read_text()))
-        except (OSError, ValueError):
-            continue  # not there, or "max"
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return min(limits if soft == resource.RLIM_INFINITY else [*limits, soft])
 
 
 def is_gzip(path: Path) -> bool:

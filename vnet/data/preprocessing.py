@@ -1,4 +1,4 @@
-"""From a volume to what the network sees: intensities normalised by modality, resampled to the working spacing.
+"""Preprocessing: intensities normalised by modality, volumes resampled to the working spacing.
 
 The working grid spans the same box as the volume, so that a point of the unit cube is the same place on both.
 """
@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from vnet.core.errors import InputError
+from vnet.core.memory import memory_limit_bytes
 from vnet.data.checks import CheckResult
 from vnet.data.dataset import Dataset
 from vnet.data.facts import QUANTILES, CaseFacts, Intensities
-from vnet.data.nifti import memory_limit_bytes
 from vnet.data.volumes import Volume
 
 SAME_SPACING = 1e-3  # relative: headers round to float32
@@ -176,8 +176,8 @@ def resample_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """(D, H, W) labels to another grid over the same box: the voxel that holds the new centre."""
     if tuple(size) == label.shape:
         return label
-    places = [((2 * np.arange(m) + 1) * n) // (2 * m) for n, m in zip(label.shape, size, strict=True)]
-    return np.ascontiguousarray(label[np.ix_(*places)])
+    nearest = [((2 * np.arange(m) + 1) * n) // (2 * m) for n, m in zip(label.shape, size, strict=True)]
+    return np.ascontiguousarray(label[np.ix_(*nearest)])
 
 
 def plan_preprocessing(
@@ -190,7 +190,7 @@ def plan_preprocessing(
 
     Args:
         spacing_mm: (z, y, x); None takes the median of the cases on each axis.
-        cases: names that may be looked at, those of the training fold; None takes all.
+        cases: names of the cases to plan on, those of the training fold; None takes all.
     """
     facts = [fact for name, fact in sorted(checked.facts.items()) if cases is None or name in cases]
     if not facts:
@@ -222,7 +222,7 @@ def describe_rule(number: int, modality: str, channel: Channel) -> str:
 
 
 def pooled(stats: Sequence[Intensities]) -> Channel:
-    """CT normalisation from the foreground of all cases, each weighing the same."""
+    """CT normalisation from the foreground of all cases, each with the same weight."""
     values = np.sort(np.concatenate([stat.quantiles for stat in stats]))
     lower, upper = np.quantile(values, [QUANTILES[1], QUANTILES[-2]])
     mean = float(np.mean([stat.mean for stat in stats]))

@@ -1,4 +1,4 @@
-"""Preprocessed cases, kept in memory while they fit and as .npy files in the cache folder, by content."""
+"""Preprocessed cases: in memory while they fit, else in .npy files of the cache folder, named by content."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError, RunFault
 from vnet.core.files import naming
+from vnet.core.memory import memory_limit_bytes
 from vnet.data.dataset import Case
 from vnet.data.fingerprints import fingerprint, require_unchanged
-from vnet.data.nifti import memory_limit_bytes
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.volumes import read_image, read_label
 
@@ -55,8 +55,8 @@ class CaseStore:
         cache: folder for the arrays; None keeps them in memory only.
         ignore: label value that is no structure.
         memory_bytes: what may be kept in memory (default: a quarter of it, shared by the processes of this machine);
-            cases beyond are mapped from their files, so that a patch reads its own part only (without a folder the
-            least used one makes room).
+            further cases are mapped from their files, so that a patch reads its own part only. Without a folder the
+            case that was used longest ago makes room.
     """
 
     def __init__(
@@ -97,17 +97,18 @@ class CaseStore:
             return prepared
 
     def keep(self, number: int, prepared: PreparedCase) -> None:
+        """Hold a case in memory; the cases used longest ago make room."""
         self.kept[number] = prepared
         while len(self.kept) > 1 and sum(one.nbytes for one in self.kept.values()) > self.budget:
             self.kept.popitem(last=False)
 
     def fetch(self, number: int) -> PreparedCase:
-        """From the cache folder, or from the case's files."""
+        """A case from the cache folder, or prepared from its files."""
         case = self.cases[number]
         require_unchanged(case, self.fingerprints[number])
         if self.folder is None:
             return self.prepare(case)
-        # its files have not changed, so they need not be read again for their key
+        # the key reads every byte of the files; they are unchanged, so once is enough
         if number not in self.keys:
             self.keys[number] = self.key(case)
         stem = self.folder / self.keys[number]
@@ -121,7 +122,7 @@ class CaseStore:
         return prepared
 
     def key(self, case: Case) -> str:
-        """Of the files' bytes and the preprocessing."""
+        """Name of a case in the cache folder: hash of its files' bytes and of the preprocessing."""
         rules = [FORMAT, self.preprocessing.to_dict(), self.ignore]
         digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
         for path in case.files:
@@ -133,6 +134,7 @@ class CaseStore:
         return digest.hexdigest()[:32]
 
     def prepare(self, case: Case) -> PreparedCase:
+        """A case read from its files and put on the working grid."""
         assert case.label is not None
         try:
             volume = read_image(case.images)
@@ -157,6 +159,7 @@ def locate_classes(label: np.ndarray, ignore: int | None) -> np.ndarray:
 
 
 def save_parts(stem: Path, prepared: PreparedCase) -> None:
+    """Write the arrays of a case as STEM_image.npy, ...; each file is written beside and renamed."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.{rank_info().rank}.part")

@@ -173,7 +173,7 @@ class Trainer:
                 values = ", ".join(f"{name} {term.item():g}" for name, term in result.terms.items())
                 raise RunFault(
                     f"{self.run.folder}: {self.progress.bad_steps} steps with a non-finite loss or gradient, the last "
-                    f"at step {result.step} with cases {', '.join(self.batches.names(result.step))} ({values}); "
+                    f"at step {result.step} with cases {', '.join(self.batches.case_names(result.step))} ({values}); "
                     "lower training.learning_rate, use training.precision 32-true, or look at those cases"
                 )
 

@@ -23,12 +23,13 @@ class Anatomy:
 
     Attributes:
         radii_mm: half axes (z, y, x) of the body of organs, before it is bent.
-        seeds: (organs, 3) middles of the organs in mm; a point belongs to the nearest, less `reach`.
+        seeds: (organs, 3) centres of the organs in mm; a point belongs to the organ whose centre is nearest, after
+            `reach` is subtracted from the distance.
         reach: (organs,) in mm.
-        bend, folds: displacements in mm, large and slow, small and quick.
-        cleft: where positive, a thin gap of tissue parts the organs.
-        cleft_mm: its half width.
-        vessels: the tree.
+        bend, folds: displacements in mm, of long and of short wavelength.
+        cleft: where this field is positive, a thin gap of tissue separates the organs.
+        cleft_mm: half width of the gap.
+        vessels: segments of the tree.
     """
 
     radii_mm: np.ndarray
@@ -77,14 +78,14 @@ def draw_anatomy(
     Args:
         box_mm: field of view (z, y, x).
         finest_mm: coarsest spacing; folds and vessels are a few of these wide.
-        organs: 1 or more, always at about the same places, so that they can be told apart.
+        organs: 1 or more; organ i lies at about the same place in every subject, so that a network can tell them apart.
         vessels: whether a tree of vessels enters.
     """
     box = np.asarray(box_mm, float)
     length = float(box.min())
     radii = box * rng.uniform(0.30, 0.36, 3)
-    crowd = 2 / max(organs, 2)  # many organs are small: they differ less
-    seeds = organ_middles(organs) * radii + rng.normal(0, 0.03 * length * crowd, (organs, 3))
+    crowd = 2 / max(organs, 2)  # many organs are small, so their centres vary less
+    seeds = organ_centres(organs) * radii + rng.normal(0, 0.03 * length * crowd, (organs, 3))
     return Anatomy(
         radii_mm=radii,
         seeds=seeds,
@@ -97,7 +98,7 @@ def draw_anatomy(
     )
 
 
-def organ_middles(organs: int) -> np.ndarray:
+def organ_centres(organs: int) -> np.ndarray:
     """(organs, 3) places in the unit ball, the same for every subject: on a spiral from foot to head."""
     if organs == 1:
         return np.zeros((1, 3))

@@ -24,7 +24,7 @@ class Waves:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, wavelength_mm: float, amplitude: float, *, outputs: int = 1) -> Waves:
-        """Eight waves of about the given length; the field's standard deviation is `amplitude` per output."""
+        """A field of eight waves of about the given length; its standard deviation is `amplitude` per output."""
         directions = rng.normal(size=(8, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         lengths = wavelength_mm * rng.uniform(0.8, 1.4, (8, 1))

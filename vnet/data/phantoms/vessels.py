@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tube:
-    """A piece of vessel: balls along a smooth path.
+    """A segment of a vessel: balls along a smooth path.
 
     Attributes:
-        points: (n, 3) middles in mm.
+        points: (n, 3) centres in mm.
         radii: (n,) in mm.
     """
 
@@ -22,7 +22,12 @@ class Tube:
 
 
 def fill_tube(material: np.ndarray, axes: Sequence[np.ndarray], tube: Tube, value: int) -> None:
-    """Set the voxels whose centres lie in the tube."""
+    """Set the voxels whose centres lie in the tube to `value`.
+
+    Args:
+        material: (D, H, W), written to.
+        axes: open grid of z, y, x in mm.
+    """
     lines = [axis.reshape(-1) for axis in axes]
     for point, radius in zip(tube.points, tube.radii, strict=True):
         ends = [np.searchsorted(line, [p - radius, p + radius]) for line, p in zip(lines, point, strict=True)]
@@ -34,7 +39,7 @@ def fill_tube(material: np.ndarray, axes: Sequence[np.ndarray], tube: Tube, valu
 
 
 def draw_tree(rng: np.random.Generator, radii_mm: np.ndarray, radius_mm: float) -> list[Tube]:
-    """A trunk that enters from the back and below and ends in the organs; its branches run to places in them."""
+    """A trunk that enters from the back and below and ends in the organs, and branches that run into them."""
     start = radii_mm * (np.array([-0.7, -1.3, 0.2]) + rng.normal(0, 0.08, 3))
     trunk = draw_tube(rng, start, radii_mm * rng.normal(0.1, 0.1, 3), 1.2 * radius_mm)
     tubes = [trunk]
