@@ -825,15 +825,23 @@ RUNS = [
     Refusal(
         "a run folder with another experiment",
         f"{GO_ON} --training.learning_rate 0.1",
-        f"{RUN}: holds another experiment (config or data differ: hash ..., now ...); give this one another name or "
+        f"{RUN}: holds another experiment (training.learning_rate 0.1, there 0.003); give this one another name or "
         "run_root, or remove that folder",
     ),
     Refusal(
         "a run whose data changed",
         GO_ON,
-        f"{RUN}: holds another experiment (config or data differ: hash ..., now ...); give this one another name or "
-        "run_root, or remove that folder",
+        f"{RUN}: holds another experiment (other data); give this one another name or run_root, or remove that folder",
         voxels(IMAGE, put(50)),
+    ),
+    Refusal(
+        "a run that another machine makes",
+        GO_ON,
+        f"{RUN}: in use by process 4711 on elsewhere; if it does not run there any more, remove {RUN}/lock.json",
+        lambda: (
+            (RUN / "cases.csv").unlink(),
+            (RUN / "lock.json").write_text('{"host": "elsewhere", "process": 4711, "started": "1"}'),
+        ),
     ),
     Refusal(
         "a run folder with foreign files",

@@ -223,10 +223,10 @@ def test_kept_tables_of_another_config_do_not_make_a_run_done(tmp_path: Path) ->
     write_run(config)
     keep_run(config, common)
     elsewhere, _ = study(tmp_path, "--arm", "dense", "--run_root", str(tmp_path / "fresh"))
-    assert Run(elsewhere.run_folder, elsewhere.hash(HASH)).state(elsewhere) == "kept"
-    assert Run(elsewhere.run_folder, elsewhere.hash("else")).state(elsewhere) == "new"
+    assert Run(elsewhere.run_folder, elsewhere.hash(HASH)).state(elsewhere, HASH) == "kept"
+    assert Run(elsewhere.run_folder, elsewhere.hash("else")).state(elsewhere, "else") == "new"
     longer, _ = study(tmp_path, "--arm", "dense", "--run_root", str(tmp_path / "fresh"), "--training.steps", "9")
-    assert Run(longer.run_folder, longer.hash(HASH)).state(longer) == "new"
+    assert Run(longer.run_folder, longer.hash(HASH)).state(longer, HASH) == "new"
 
 
 def test_results_lie_in_the_checkout_and_not_in_the_working_folder(

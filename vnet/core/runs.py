@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 import yaml
 
-from vnet.core.config import Config, load_resolved
+from vnet.core.config import Config, differing_keys, load_resolved
 from vnet.core.errors import InputError
 from vnet.core.files import is_part, naming, read_json, write_text
+from vnet.core.locks import RUN_LOCK
 from vnet.core.results import kept_run
+
+SHOWN_KEYS = 5  # in which a config differs
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,12 @@ class Run:
     folder: Path
     config_hash: str
 
-    def state(self, config: Config) -> Literal["done", "kept", "started", "new"]:
+    def state(self, config: Config, data_hash: str) -> Literal["done", "kept", "started", "new"]:
         """How far the run is: `done` in its folder, `kept` in the study's results alone, `started` or `new`.
+
+        Args:
+            config: of the run.
+            data_hash: of its data set; with `config` it makes up `config_hash`.
 
         Raises:
             InputError: the folder holds another experiment.
@@ -40,17 +47,25 @@ class Run:
             return "kept"
         found = read_hash(self.folder)
         if found is None:
-            if self.folder.is_dir() and not all(is_part(path) for path in self.folder.iterdir()):
+            if self.folder.is_dir() and not all(_may_be_left_over(path) for path in self.folder.iterdir()):
                 raise InputError(
                     f"{self.folder}: holds files but no run.json of this project; name another run_root or name"
                 )
             return "new"
         if found != self.config_hash:
             raise InputError(
-                f"{self.folder}: holds another experiment (config or data differ: hash {found}, now "
-                f"{self.config_hash}); give this one another name or run_root, or remove that folder"
+                f"{self.folder}: holds another experiment ({self._difference(config, data_hash)}); give this one "
+                "another name or run_root, or remove that folder"
             )
         return "started"
+
+    def _difference(self, config: Config, data_hash: str) -> str:
+        """In which keys the config differs from that of the folder, and whether the data do."""
+        keys = differing_keys(config.to_dict(), read_nested(self.folder / "config.yaml") or {}, Config)
+        shown = [f"{key} {json.dumps(now)}, there {json.dumps(there)}" for key, (now, there) in keys.items()]
+        more = [f"{len(shown) - SHOWN_KEYS} more keys"] if len(shown) > SHOWN_KEYS else []
+        data = ["other data"] if self.info().get("data_hash") != data_hash else []
+        return "; ".join([*shown[:SHOWN_KEYS], *more, *data])
 
     @property
     def last(self) -> Path:
@@ -105,10 +120,23 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Co
         raise InputError(
             f"{folder}: not a run (no config.yaml and run.json); name a folder RUN_ROOT/NAME/ARM/foldF_seedS"
         )
-    try:
-        nested = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / 'config.yaml'}: cannot be read: {error}") from None
+    nested = read_nested(folder / "config.yaml")
+    if nested is None:
+        raise InputError(f"{folder / 'config.yaml'}: cannot be read as YAML of keys and values; restore it")
     # a run may be used on another machine than the one that trained it
-    nested = (nested or {}) | {"device": "auto"}
+    nested |= {"device": "auto"}
     return Run(folder, config_hash), load_resolved(nested, overrides, where=str(folder / "config.yaml"))
+
+
+def read_nested(path: Path) -> dict[str, Any] | None:
+    """The nested keys of a resolved config, None where the file is missing or is no such YAML."""
+    try:
+        nested = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return nested if isinstance(nested, dict) else None
+
+
+def _may_be_left_over(path: Path) -> bool:
+    """Whether a start that was killed before it wrote run.json may have left this file."""
+    return is_part(path) or path.name == RUN_LOCK

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vnet.core.config import Config
-from vnet.core.distributed import launch_fabric, on_rank_zero, reduce_max, require_divisible
+from vnet.core.distributed import is_rank_zero, launch_fabric, on_rank_zero, reduce_max, require_divisible
 from vnet.core.environment import environment
 from vnet.core.files import refuse_links, sweep, write_bytes, write_text
 from vnet.core.hardware import keep_memory, set_threads
+from vnet.core.locks import RunLock
 from vnet.core.results import results_folder
 from vnet.core.runs import Run
 from vnet.data.dataset import Dataset
@@ -35,7 +37,7 @@ def train_run(config: Config) -> Run:
         The run, in the folder that holds its tables: its own, or the results of its study where it was done elsewhere.
 
     Raises:
-        InputError: bad data, or a run folder that holds another experiment.
+        InputError: bad data, a run folder that holds another experiment, or another start of the run at work.
         Preempted: a signal asked to stop.
     """
     fabric = launch_fabric(config.training.precision, config.device)
@@ -44,21 +46,57 @@ def train_run(config: Config) -> Run:
     require_divisible(config, fabric.device.type)
     prepared = on_rank_zero(lambda: prepare_data(config))
     run = Run(config.run_folder, config.hash(prepared.content_hash))
-    state = on_rank_zero(lambda: run.state(config))
-    if state in ("done", "kept"):
-        here = run.folder if state == "done" else results_folder(config)
-        print(f"{run.folder}: done; its tables are in {here}", flush=True)
-        return Run(here, run.config_hash)
+    if finished := on_rank_zero(lambda: find_finished(run, config, prepared)):
+        return finished
     on_rank_zero(lambda: refuse_start(run, config, prepared.dataset))
-    on_rank_zero(lambda: write_identity(run, config, prepared))
-    trainer = Trainer(config, prepared, run, fabric)
-    with closing(trainer.logger):
-        trainer.train()
-        validation = trainer.evaluate()
-    facts = run_facts(trainer, validation.scores)
-    on_rank_zero(lambda: run.write_info(**facts))
-    on_rank_zero(lambda: write_tables(run.folder, validation, config, prepared.dataset))
+    with exclusive(run, config):
+        # another process may have made the run since the first look
+        if finished := on_rank_zero(lambda: find_finished(run, config, prepared)):
+            return finished
+        on_rank_zero(lambda: write_identity(run, config, prepared))
+        trainer = Trainer(config, prepared, run, fabric)
+        with closing(trainer.logger):
+            trainer.train()
+            validation = trainer.evaluate()
+        facts = run_facts(trainer, validation.scores)
+        on_rank_zero(lambda: run.write_info(**facts))
+        on_rank_zero(lambda: write_tables(run.folder, validation, config, prepared.dataset))
     return run
+
+
+def find_finished(run: Run, config: Config, prepared: PreparedData) -> Run | None:
+    """The run with the folder of its tables where it is done, else None; says so on stdout.
+
+    Raises:
+        InputError: the run folder holds another experiment.
+    """
+    state = run.state(config, prepared.content_hash)
+    if state not in ("done", "kept"):
+        return None
+    here = run.folder if state == "done" else results_folder(config)
+    print(f"{run.folder}: done; its tables are in {here}", flush=True)
+    return Run(here, run.config_hash)
+
+
+@contextmanager
+def exclusive(run: Run, config: Config) -> Iterator[None]:
+    """Hold the lock of the run's folder, one for all processes of the run.
+
+    Raises:
+        InputError: another start of the run holds it, or the folder is a link.
+    """
+    lock = RunLock(run.folder)
+
+    def acquire() -> None:
+        refuse_links(run.folder, Path(config.run_root))
+        lock.acquire()
+
+    on_rank_zero(acquire)
+    try:
+        yield
+    finally:
+        if is_rank_zero():
+            lock.release()
 
 
 def refuse_start(run: Run, config: Config, dataset: Dataset) -> None:
@@ -75,8 +113,6 @@ def refuse_start(run: Run, config: Config, dataset: Dataset) -> None:
 
 def write_identity(run: Run, config: Config, prepared: PreparedData) -> None:
     """Write config, commit and data hash before anything else, so that a killed run can be identified."""
-    refuse_links(run.folder, Path(config.run_root))
-    run.folder.mkdir(parents=True, exist_ok=True)
     sweep(run.folder)
     run.write_info(**environment(), data_set=prepared.dataset.name, data_hash=prepared.content_hash, name=config.name)
     write_text(run.folder / "config.yaml", config.to_yaml())
