@@ -99,21 +99,6 @@ def packed(change: Callable[[bytes], bytes]) -> Callable[[], Any]:
     return lambda: Path(IMAGE).write_bytes(change(Path(IMAGE).read_bytes()))
 
 
-def bomb() -> None:
-    raw = gzip.decompress(Path(IMAGE).read_bytes())
-    Path(IMAGE).write_bytes(gzip.compress(raw + bytes(2**27), 1))
-
-
-def sparse() -> None:
-    with Path("data/dataset.json").open("r+b") as file:
-        file.truncate(2**26 + 1)
-
-
-def pipe() -> None:
-    Path(IMAGE).unlink()
-    os.mkfifo(IMAGE)
-
-
 class Bomb:
     """Pickled, it would leave a file when it is loaded."""
 
@@ -186,13 +171,6 @@ def no_foreground() -> None:
         write_volume(path, np.zeros(SIZE, np.uint8))
 
 
-def alias_bomb() -> str:
-    """A few lines that YAML's aliases make a thousand million values of."""
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
-    return "\n".join([*lines, "data: {root: *a8}"])
-
-
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loss is infinite."""
     from vnet.training.optimizer import update_weights
@@ -250,49 +228,12 @@ CONFIG = [
         f"{TRAIN} --points.importance_ratio 1.5",
         "tiny.yaml: points.importance_ratio must lie in [0, 1], got 1.5",
     ),
-    Refusal(
-        "not a number",
-        TRAIN,
-        "tiny.yaml: training.learning_rate must be positive, got nan",
-        config("training: {learning_rate: .nan}"),
-    ),
-    Refusal(
-        "a section that holds no keys",
-        TRAIN,
-        "tiny.yaml: network must hold keys and values, got 3",
-        config("network: 3"),
-    ),
-    Refusal("a file that holds no keys", TRAIN, "tiny.yaml: must hold keys and values, got list", config("- 1")),
     Refusal("a file that is no YAML", TRAIN, "tiny.yaml: not valid YAML: ...", config("a: [")),
     Refusal(
         "a YAML tag that runs code",
         TRAIN,
         "tiny.yaml: not valid YAML: could not determine a constructor for the tag ...",
         config("name: !!python/object/apply:os.system ['touch harmed']"),
-    ),
-    Refusal(
-        "YAML aliases that unfold to a thousand million values",
-        TRAIN,
-        "tiny.yaml: unfolds to more than 100000 values, which no config holds; write it without aliases",
-        config(alias_bomb()),
-    ),
-    Refusal(
-        "a YAML alias of itself",
-        TRAIN,
-        "tiny.yaml: unfolds to more than 100000 values, which no config holds; write it without aliases",
-        config("data: &a {root: *a}"),
-    ),
-    Refusal(
-        "a config larger than a megabyte",
-        TRAIN,
-        "tiny.yaml: larger than 1 MiB, which no config is; name a config file",
-        config("#" * (2**20 + 1)),
-    ),
-    Refusal(
-        "a config that is no text",
-        TRAIN,
-        "tiny.yaml: cannot be read (not UTF-8 text); name an existing config file",
-        lambda: Path("tiny.yaml").write_bytes(b"\xff\xfe\x00"),
     ),
     Refusal(
         "no such config",
@@ -330,12 +271,6 @@ CONFIG = [
         "a name that leaves run_root", f"{TRAIN} --name ../x", "tiny.yaml: name must be a plain folder name, got '../x'"
     ),
     Refusal(
-        "a name of two lines",
-        TRAIN,
-        "tiny.yaml: name must be a plain folder name, got ...",
-        config('name: "a\\nb"'),
-    ),
-    Refusal(
         "an output stride that no stage has",
         f"{TRAIN} --network.output_stride 3",
         "tiny.yaml: network.output_stride must be the stride of a decoder stage, one of ..., got 3",
@@ -354,11 +289,6 @@ CONFIG = [
         "a network larger than memory",
         f"{TRAIN} --network.width 500000",
         "network.width: the network needs about ... GiB of memory and this machine has ...; lower network.width",
-    ),
-    Refusal(
-        "more threads than any machine has",
-        f"{TRAIN} --threads 1000000",
-        "tiny.yaml: threads must be 0 to 4096, got 1000000",
     ),
     Refusal(
         "a checkpoint to start from that is not there",
@@ -400,24 +330,6 @@ DATA_SET = [
         text("data/dataset.json", "{"),
     ),
     Refusal(
-        "a dataset.json nested 100 000 deep",
-        CHECK,
-        "data/dataset.json: not JSON (...); correct it",
-        text("data/dataset.json", "[" * 100_000),
-    ),
-    Refusal(
-        "a dataset.json that is a list",
-        CHECK,
-        "data/dataset.json: must hold an object, got list; correct it",
-        text("data/dataset.json", "[]"),
-    ),
-    Refusal(
-        "a dataset.json of 64 MiB",
-        CHECK,
-        "data/dataset.json: larger than 64 MiB, which no list of cases is; mend it",
-        sparse,
-    ),
-    Refusal(
         "no labels",
         CHECK,
         "dataset.json: labels must map label values to names, got None; add them",
@@ -428,18 +340,6 @@ DATA_SET = [
         CHECK,
         "dataset.json: labels must be 0 (background), 1, 2, ... without gaps, got [0, 1, 3]; renumber them",
         description(labels={"0": "background", "1": "near", "3": "far"}),
-    ),
-    Refusal(
-        "two structures of one name",
-        CHECK,
-        "dataset.json: labels: name 'near' is given twice; correct it",
-        description(labels={"0": "background", "1": "near", "2": "near"}),
-    ),
-    Refusal(
-        "a structure's name of two lines",
-        CHECK,
-        "dataset.json: labels: the name of 2 must be one printable line, got ...; correct it",
-        description(labels={"0": "background", "1": "near", "2": "fa\nr"}),
     ),
     Refusal(
         "a region in place of a label value",
@@ -462,18 +362,6 @@ DATA_SET = [
         description(modality={"0": "T1", "2": "T2"}),
     ),
     Refusal(
-        "cases that are no list",
-        CHECK,
-        "dataset.json: training must be a list of cases, got 5; correct it",
-        description(training=5),
-    ),
-    Refusal(
-        "a case that is no object",
-        CHECK,
-        'dataset.json: training[0] must be {"image": path, "label": path}, got {\'label\': 3}; correct it',
-        first_case(label=3),
-    ),
-    Refusal(
         "an absolute path",
         CHECK,
         "dataset.json: training[0].image: path leaves the data set, got '/etc/a.nii.gz'; write it relative to "
@@ -486,18 +374,6 @@ DATA_SET = [
         "dataset.json: training[0].label: path leaves the data set, got '../../a.nii.gz'; write it relative to "
         "dataset.json, without ..",
         first_case(image="imagesTr/a.nii.gz", label="../../a.nii.gz"),
-    ),
-    Refusal(
-        "a file name of two lines",
-        CHECK,
-        "dataset.json: training[0].image: file name must be printable, got ...; rename the file",
-        first_case(image="imagesTr/a\n.nii.gz"),
-    ),
-    Refusal(
-        "a file name that clears the terminal, nnU-Net's layout",
-        CHECK,
-        "data/imagesTr: file name must be printable, got ...; rename the file",
-        both(description(training=None), text("data/imagesTr/\x1b[2J_0000.nii.gz", "")),
     ),
     Refusal(
         "a volume that is no NIfTI by its name",
@@ -516,12 +392,6 @@ DATA_SET = [
         CHECK,
         "case b: imagesTr/b.nii.gz is not there; restore the file or take the case out",
         lambda: Path(IMAGE).unlink(),
-    ),
-    Refusal(
-        "a pipe in the place of a file",
-        CHECK,
-        "case b: imagesTr/b.nii.gz is not there; restore the file or take the case out",
-        pipe,
     ),
     Refusal(
         "a label without its image, nnU-Net's layout",
@@ -582,25 +452,10 @@ DATA_SET = [
 
 VOLUMES = [
     Refusal(
-        "a header that claims 10^12 voxels",
-        CHECK,
-        f"case b: {IMAGE}: the header claims 1e+12 voxels ...",
-        header(dim=[3, 10000, 10000, 10000, 1, 1, 1, 1]),
-    ),
-    Refusal(
-        "a gzip bomb", CHECK, f"case b: {IMAGE}: holds more data than its header claims; write the volume again", bomb
-    ),
-    Refusal(
         "a truncated gzip stream",
         CHECK,
         f"case b: {IMAGE}: truncated or damaged gzip (...); copy or download it again",
         packed(lambda raw: raw[:-40]),
-    ),
-    Refusal(
-        "a flipped bit",
-        CHECK,
-        f"case b: {IMAGE}: truncated or damaged gzip (...); copy or download it again",
-        packed(lambda raw: raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]),
     ),
     Refusal(
         "missing voxels",
@@ -665,54 +520,11 @@ VOLUMES = [
         packed(gzip.compress),
     ),
     Refusal(
-        "an axis of length 0",
-        CHECK,
-        f"case b: {IMAGE}: an axis has length 0 (shape (9, 0, 12)); write the volume again",
-        header(dim=[3, 9, 0, 12, 1, 1, 1, 1]),
-    ),
-    Refusal(
-        "a negative axis",
-        CHECK,
-        f"case b: {IMAGE}: damaged header (dim ...); convert the volume again",
-        header(dim=[3, 9, -10, 12, 1, 1, 1, 1]),
-    ),
-    Refusal(
         "a spacing of 0",
         CHECK,
         f"case b: {IMAGE}: the affine is singular (spacing (0.0, 1.0, 1.0) mm); mend the header (spacing above 0, "
         "axes apart)",
         header(sform_code=0, qform_code=0, pixdim=[1, 0, 1, 1, 0, 0, 0, 0]),
-    ),
-    Refusal(
-        "two axes that point the same way",
-        CHECK,
-        f"case b: {IMAGE}: the affine is singular (two axes point the same way); mend the header (spacing above 0, "
-        "axes apart)",
-        header(srow_x=[1, 1, 0, 0], srow_y=[1, 1.0001, 0, 0]),
-    ),
-    Refusal(
-        "a spacing that is not finite",
-        CHECK,
-        f"case b: {IMAGE}: the affine is not finite; mend the header (spacing above 0, axes apart)",
-        header(srow_x=[np.nan, 0, 0, 0]),
-    ),
-    Refusal(
-        "a scale that is not finite",
-        CHECK,
-        f"case b: {IMAGE}: slope 2.0 and intercept inf must be finite; mend the header",
-        header(scl_slope=2, scl_inter=np.inf),
-    ),
-    Refusal(
-        "complex voxels",
-        CHECK,
-        f"case b: {IMAGE}: voxels of type complex64 are not read; convert them to integers or floats",
-        header(datatype=32, bitpix=64),
-    ),
-    Refusal(
-        "colours",
-        CHECK,
-        f"case b: {IMAGE}: voxels of type ... are not read; convert them to integers or floats",
-        header(datatype=128, bitpix=24),
     ),
     Refusal(
         "five axes",
@@ -725,12 +537,6 @@ VOLUMES = [
         CHECK,
         f"case b: {IMAGE}: 1 voxels are NaN or infinite; replace them by the background's intensity",
         voxels(IMAGE, put(np.nan)),
-    ),
-    Refusal(
-        "an intensity beyond float32",
-        CHECK,
-        f"case b: {IMAGE}: 1 voxels are NaN or infinite; replace them by the background's intensity",
-        voxels(IMAGE, put(1e300, np.float64)),
     ),
     Refusal(
         "more channels than dataset.json names",
@@ -777,12 +583,6 @@ VOLUMES = [
         "case b: 1 voxels of the label hold 7, outside the classes 0 to 2 of dataset.json; name these values there or "
         "mend the label",
         voxels(LABEL, put(7, np.uint8)),
-    ),
-    Refusal(
-        "a label of four axes",
-        CHECK,
-        f"case b: {LABEL}: the label is 4-D (9, 10, 12, 2) where 3-D is due; keep one 3-D volume",
-        voxels(LABEL, lambda array: np.stack([array, array], -1)),
     ),
     Refusal(
         "a sform mirrored against the qform",
@@ -1006,15 +806,12 @@ RUNS = [
         f"vnet predict {RUN} --input data/imagesTr --output tiny.yaml",
         "tiny.yaml: a file stands where a folder is needed; name another folder",
     ),
-    Refusal("a comparison of nothing", "vnet compare data", "data: ..."),
-    Refusal("a table that is none", COMPARE, f"{RUN}/cases.csv: ...", text(RUN / "cases.csv", b"\x00\xff" * 40)),
     Refusal(
         "a table that lacks columns",
         COMPARE,
         f"{RUN}/cases.csv: lacks the columns ...; is it a cases.csv of this project?",
         text(RUN / "cases.csv", "arm,fold\ndense,0\n"),
     ),
-    Refusal("a margin below 0", f"{COMPARE} --margin -1", "the margin must be a Dice of 0 or more, got -1.0"),
     Refusal(
         "a margin without a reason",
         f"{COMPARE} --margin 1",
@@ -1035,13 +832,6 @@ RUNS = [
     Refusal(
         "phantoms over a data set", "vnet data phantoms data", "data: is there already; name a new folder or remove it"
     ),
-    Refusal("phantoms without organs", "vnet data phantoms new --organs 0", "organs must lie in 1 to 200, got 0"),
-    Refusal(
-        "a download of no task",
-        "vnet data download Task99_Nothing new",
-        "no Decathlon task 'Task99_Nothing'; name one of Task01_BrainTumour, ...",
-    ),
-    Refusal("a word that no command knows", "vnet data destroy data", "command line: ...; see --help"),
 ]
 
 GROUPS = {"Config": CONFIG, "Data set": DATA_SET, "Volumes": VOLUMES, "Runs, checkpoints and commands": RUNS}
