@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the dataclasses of the config."""
+"""Write the lists of keys in docs/configuration.md from the dataclasses of the config."""
 
 from __future__ import annotations
 
@@ -18,18 +18,7 @@ from vnet.commands.parser import CommandParser  # noqa: E402
 from vnet.core.config import Config  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "configuration.md"
-HEAD = """# Configuration
-
-Every key of a config file. `python scripts/write_docs.py` writes this page from the dataclasses in
-`vnet/core/config`; a test compares the two. A file holds the keys that differ from the defaults, as nested YAML; on the
-command line a key is `--section.key VALUE`. The order is defaults < file < arm < command line. Sizes, strides and
-spacings are in array order (z, y, x). A misspelt key or a value out of range is refused with one line
-([errors.md](errors.md)).
-
-```sh
-vnet train --config quickstart --arm pointrend_s4 --training.steps 500 --training.patch "[32,32,32]"
-```
-"""
+MARK = "<!-- from here on written by scripts/write_docs.py -->\n"
 KINDS = (
     (r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "`").replace(", ", " or ")),
     (r"tuple\[Axes, \.\.\.\]", "list of 3 int"),
@@ -44,9 +33,9 @@ KINDS = (
 
 
 def configuration_page() -> str:
-    """The text of docs/configuration.md."""
+    """The text of docs/configuration.md: what stands before `MARK` stays, the lists of keys follow it."""
     sections = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
-    parts = [HEAD, *_section("", Config, set(sections))]
+    parts = [PAGE.read_text().split(MARK)[0] + MARK, *_section("", Config, set(sections))]
     for name, kind in sections.items():
         parts += _section(name, kind, set())
     return "\n".join(parts)

@@ -8,13 +8,105 @@ stands in `SENTENCES`, or a dagger marks it as one whose raw data are not kept.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.docs.figures import change, dice, expected_row, figures, interval
 from tests.docs.pages import LOG, PAGES, ROOT, MarkdownTable, cells, one_line, prose, tables
-from tests.docs.sentences import SENTENCES
-from tests.docs.table_figures import expected_row
+from vnet.evaluation.verdicts import verdict
+
+MAIN = figures("study_hippocampus", 1, 2, 3)
+CHOICE = figures("study_hippocampus", 0)
+LONG = figures("hippocampus", 0)  # 1000 steps, fold 0
+SEEDS = figures("study_seeds", 1)
+EQUAL_TIME = figures("study_equal_time", 0)
+ABLATIONS = figures("ablations", 0)
+PHANTOMS = figures("study_phantoms", 0, 1, 2)
+S2_COARSE, S4_COARSE = "pointrend_s2 - coarse_s2", "pointrend_s4 - coarse_s4"
+S1_DENSE, S2_DENSE, S4_DENSE = "pointrend_s1 - dense", "pointrend_s2 - dense", "pointrend_s4 - dense"
+
+
+def mean(comparison: str) -> str:
+    """The mean difference of the study."""
+    return change(MAIN.summary(comparison).mean)
+
+
+def cases(comparison: str) -> str:
+    """The study's interval over cases."""
+    summary = MAIN.summary(comparison)
+    return interval(summary.low, summary.high)
+
+
+def trainings(comparison: str) -> str:
+    """The study's interval over trainings."""
+    return interval(*MAIN.over_trainings(comparison))
+
+
+def readme() -> list[str]:
+    judged = verdict(MAIN.summary(S2_DENSE), MAIN.p_holm([S2_COARSE, S4_COARSE, S2_DENSE, S1_DENSE])[S2_DENSE])
+    return [
+        f"`{S4_COARSE}` is {mean(S4_COARSE)} (95 % interval over cases {cases(S4_COARSE)}, over the three trainings "
+        f"{trainings(S4_COARSE)}), `{S2_COARSE}` {mean(S2_COARSE)} ({cases(S2_COARSE)}, {trainings(S2_COARSE)})",
+        f"`{S2_DENSE}` is {mean(S2_DENSE)} (over cases {cases(S2_DENSE)}, over trainings {trainings(S2_DENSE)}): "
+        f"{judged}, no more.",
+    ]
+
+
+def glossary() -> list[str]:
+    return [f"written without the leading zero ({dice(MAIN.mean('dense', 'dice'))})"]
+
+
+def results() -> list[str]:
+    long_dense, short_s2 = LONG.mean("dense", "dice"), CHOICE.mean("pointrend_s2", "dice")
+    spreads = {dice(SEEDS.spread(comparison).sd) for comparison in (S2_COARSE, S2_DENSE)}
+    smallest, largest = (MAIN.third_by_volume(S2_COARSE, third) for third in (0, 2))
+    by_arm = {arm: [dice(SEEDS.mean(arm, "dice", seed=seed)) for seed in (0, 1, 2)] for arm in TIMED[:3]}
+    by_seed = [f"`{arm}` {'has ' if arm == 'dense' else ''}{a}, {b} and {c}" for arm, (a, b, c) in by_arm.items()]
+    return [
+        f"`pointrend_s4` has {mean(S4_COARSE)} Dice over `coarse_s4`, and `pointrend_s2` {mean(S2_COARSE)} over",
+        f"is written without the leading zero: {dice(MAIN.mean('dense', 'dice'))}.",
+        f"so it is no evidence: {mean(S4_DENSE)} (over cases {cases(S4_DENSE)}, over trainings {trainings(S4_DENSE)})",
+        f"On fold 0 `dense` reaches {dice(long_dense)} with 1000 steps, {dice(long_dense - short_s2)} more than "
+        f"`pointrend_s2` with 500. That is more than the difference of {mean(S2_DENSE)}.",
+        f"Another seed moves the difference by about {' or '.join(spreads)} (below)",
+        f"{', '.join(by_seed)}.",
+        f"with the largest volume {change(largest)}, the third with the smallest {change(smallest)}.",
+    ]
+
+
+def speed() -> list[str]:
+    return [
+        f"before and {dice(ABLATIONS.mean('point_alone', 'dice'))} after (`point_alone` of `configs/ablations.yaml`)",
+        f"`coarse_s2` {dice(ABLATIONS.mean('coarse_s2', 'dice'))} before",
+    ]
+
+
+def log() -> list[str]:
+    thick, noisy = (PHANTOMS.by_property(S2_COARSE, *of) for of in (("thickness_vox", 6), ("noise", 0.6)))
+    noisy_s4 = PHANTOMS.by_property(S4_DENSE, "noise", 0.6)
+    long = {arm: dice(LONG.mean(arm, "dice")) for arm in ("dense", "pointrend_s2", "pointrend_s4", "pointrend_s1")}
+    timed = [dice(EQUAL_TIME.mean(f"{arm}_equal_time", "dice")) for arm in TIMED]
+    return [
+        f"`{S2_DENSE}` over the three trainings is {trainings(S2_DENSE)}.",
+        f"They are {change(thick, 3)}, {change(noisy, 3)} and {change(noisy_s4, 3)}, not",
+        f"`dense` has {long['dense']} (before .8803†), `pointrend_s2` {long['pointrend_s2']} (.8748†), "
+        f"`pointrend_s4` {long['pointrend_s4']} (.8725†), `pointrend_s1` {long['pointrend_s1']} (.8793†)",
+        f"`{S2_COARSE}` {mean(S2_COARSE)}, `{S4_COARSE}` {mean(S4_COARSE)}, `{S2_DENSE}` {mean(S2_DENSE)} "
+        f"({cases(S2_DENSE)}), `{S1_DENSE}` {mean(S1_DENSE)} ({cases(S1_DENSE)})",
+        "With 110 s each (fold 0) `dense` has {}, `coarse_s2` {}, `pointrend_s2` {}, `pointrend_s4` {}.".format(*timed),
+    ]
+
+
+TIMED = ("dense", "coarse_s2", "pointrend_s2", "pointrend_s4")
+SENTENCES: dict[str, Callable[[], list[str]]] = {
+    "README.md": readme,
+    "docs/glossary.md": glossary,
+    "docs/results.md": results,
+    "docs/speed.md": speed,
+    "results/LOG.md": log,
+}
 
 FIGURE = re.compile(r"(?<![\w.])[+-]?\.\d{2,4}\b")
 DAGGER = "†"

@@ -1,4 +1,4 @@
-"""What the docs name exists: links and their anchors, scripts, configs, make targets, keys of the config."""
+"""What the docs name exists: links, anchors, scripts, configs, make targets, keys; the page of keys is current."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from scripts.benchmark import BENCHMARKS
+from scripts.write_docs import MARK, PAGE, configuration_page
 from tests.docs.pages import LOG, PAGES, ROOT, anchors, links, one_line
 from vnet.commands.main import COMMANDS
+from vnet.core.config import Config
+from vnet.core.config.keys import flatten
 
 EVERY = pytest.mark.parametrize("page", [*PAGES, LOG], ids=lambda page: page.name)
 
@@ -82,3 +85,21 @@ def test_a_config_says_purpose_command_cost_and_result(config: Path) -> None:
     assert yaml.safe_load(config.read_text())
     (command,) = re.findall(r"--config (?:configs/)?(\w+)", head[0])[:1]
     assert command == config.stem
+
+
+def test_the_page_of_keys_is_current() -> None:
+    assert PAGE.read_text() == configuration_page(), "run: python scripts/write_docs.py"
+
+
+def test_every_key_has_a_row_with_its_default_and_meaning() -> None:
+    lines = [line for line in configuration_page().split(MARK)[1].splitlines() if line.startswith("| `")]
+    rows = dict(line.strip("| ").split(" | ", 1) for line in lines)
+    keys = flatten(Config(name="x").to_dict())
+    assert {f"`{key}`" for key in keys} == set(rows)
+    for key, row in rows.items():
+        kind, default, meaning = row.split(" | ")
+        assert kind
+        assert default.startswith("`"), key
+        assert len(meaning) > 10, key
+    assert rows["`points.oversample_ratio`"].startswith("float | `10.0` | k: ")
+    assert rows["`data.fold`"].startswith("int, or `all` | `0` | ")
