@@ -58,6 +58,27 @@ def test_sizes_and_volumes_far_from_the_rest(decathlon, save):
     ]
 
 
+def test_what_is_read_in_another_way_than_usual_has_a_line(decathlon, save):
+    """A label along other axes, one that went through scaled integers, a hidden file."""
+    root = decathlon(4)
+    label = nib.load(root / "labelsTr/case_01.nii.gz").as_reoriented(np.array([[1, -1], [0, 1], [2, 1]]))
+    save(root / "labelsTr/case_01.nii.gz", np.asarray(label.dataobj), label.affine)
+    values = np.asarray(nib.load(root / "labelsTr/case_02.nii.gz").dataobj)
+    save(root / "labelsTr/case_02.nii.gz", values * 1.001)
+    save(root / "imagesTr/._case_00.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    report = report_dataset(root, progress=False)
+    assert report.faults == ()
+    assert [(finding.topic, finding.what) for finding in report.findings] == [
+        ("files", "imagesTr: 1 hidden file is passed over (._case_00.nii.gz)"),
+        (
+            "orientation",
+            "labelsTr/case_01.nii.gz (ALS, the other RAS): stored along other axes than its image, on the same grid: "
+            "turned",
+        ),
+        ("label", "labelsTr/case_02.nii.gz (by up to 0.002): label values are rounded to whole numbers"),
+    ]
+
+
 def test_an_absent_structure_is_named_once(decathlon):
     root = decathlon(3, labels={"0": "background", "1": "near", "2": "far", "3": "lost"})
     assert unusual(root) == [("label", "lost is absent in every case")]

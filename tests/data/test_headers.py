@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from vnet.core.errors import InputError
 from vnet.data.checks import check_dataset, examine
@@ -13,6 +14,8 @@ from vnet.data.dataset_report import report_dataset
 from vnet.data.findings import find_warnings
 from vnet.data.nifti import read_header
 from vnet.data.volumes import read_image, read_label
+from vnet.evaluation.metrics import case_metrics
+from vnet.inference.inputs import list_inputs
 
 VOXELS = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
 TILT = np.deg2rad(25)
@@ -112,6 +115,42 @@ def test_a_tilted_gantry_is_read_with_a_warning_and_its_own_volume(tmp_path):
     assert detail.startswith("25.0 degrees, ")
 
 
+def test_distances_and_volumes_of_a_tilted_scan_are_those_of_the_affine(tmp_path):
+    """A plate of 12.5 mm by 12.5 mm by 5 slices, against its copy one slice further on, brute force over all pairs."""
+    affine = np.diag([0.5, 0.5, 5.0, 1.0])
+    affine[1, 2] = 5 * np.tan(TILT)  # slices lie 5 mm apart, each further to the front
+    truth, moved = np.zeros((2, 29, 29, 9), np.uint8)
+    truth[2:27, 2:27, 2:7] = moved[2:27, 2:27, 3:8] = 1
+    files = [written(tmp_path / f"{name}.nii", affine, voxels=one) for name, one in (("a", truth), ("b", moved))]
+    image = read_image([files[0]])
+    one, other = (read_label(file, image).array for file in files)
+    (row,) = case_metrics(other, one, ("background", "plate"), image.voxel_to_mm, 1.0)
+    edges = []
+    for voxels in (moved, truth):
+        inner = ndimage.binary_erosion(voxels, iterations=1)
+        edges.append(np.argwhere(voxels & ~inner) @ affine[:3, :3].T)
+    apart = np.linalg.norm(edges[0][:, None] - edges[1][None], axis=2)
+    brute = max(np.percentile(apart.min(axis), 95) for axis in (0, 1))
+    assert row["hd95_mm"] == pytest.approx(brute)
+    assert row["hd95_mm"] == pytest.approx(5.07, abs=0.005)
+    assert row["truth_ml"] == row["predicted_ml"] == pytest.approx(25 * 25 * 5 * 0.5 * 0.5 * 5 / 1000)
+    assert row["truth_ml"] == pytest.approx(3.906, abs=0.0005)
+    # by the lengths of the columns alone they would be 5.52 mm and 4.31 ml
+    assert image.spacing_mm[0] == pytest.approx(5.517, abs=0.001)
+    (row,) = case_metrics(other, one, ("background", "plate"), image.spacing_mm, 1.0)
+    assert (row["hd95_mm"], row["truth_ml"]) == pytest.approx((5.52, 4.31), abs=0.005)
+
+
+def test_volumes_in_the_check_are_those_of_the_affine(decathlon):
+    root = decathlon(2)
+    for path in sorted(root.glob("*Tr/*.nii.gz")):
+        written(path, tilted(), voxels=np.asarray(nib.load(path).dataobj).copy())
+    report = report_dataset(root, progress=False)
+    assert [finding.topic for finding in report.findings] == ["shear"]
+    volume = 8 * 0.002 * np.cos(TILT)
+    assert f"near: in 2 cases, median {volume:.3g} ml, from {volume:.3g} to {volume:.3g}" in list(report.summary())
+
+
 def test_rounding_of_an_oblique_affine_is_no_shear(tmp_path):
     angle = np.deg2rad(33)
     affine = np.eye(4)
@@ -200,6 +239,35 @@ def test_training_prints_warnings_on_stdout(decathlon, capsys, tmp_path):
     first, second = shown.out.splitlines()
     assert first.startswith("warning: imagesTr/case_00.nii.gz, labelsTr/case_00.nii.gz, ")
     assert second.startswith("warning: channel 0 is called 'CT scan': the intensity rule of CT is used for the name CT")
+
+
+def test_prediction_has_the_same_warnings_as_the_check(tmp_path):
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    shifted = affine + 0.3 * np.eye(4)[[3, 3, 3, 3]] * [[1], [0], [0], [0]]
+    written(tmp_path / "in/a.nii", tilted())
+    written(tmp_path / "in/b.nii", affine, unit="meter")
+    written(tmp_path / "in/c.nii", affine, qform=1, qform_affine=shifted)
+    written(tmp_path / "in/d.nii", affine)
+    inputs = list_inputs(tmp_path / "in", 1)
+    assert list(inputs.cases) == ["a", "b", "c", "d"]
+    assert all(finding.warning for finding in inputs.findings)
+    said = dict(finding.what.split(": ", 1) for finding in inputs.findings)
+    tilt, *others = said
+    assert tilt.startswith("in/a.nii (25.0 degrees, ")
+    assert others == ["in/b.nii", "in/c.nii (by 0.3 mm)"]
+
+
+def test_a_training_with_a_working_grid_beyond_memory_is_refused(decathlon, tmp_path):
+    from vnet.core.config import load_config
+    from vnet.data.prepared import prepare_data
+
+    root = decathlon(5)
+    rewrite(root, ["case_03"], unit="meter")
+    config = load_config(["--data.root", str(root), "--run_root", str(tmp_path / "runs"), "--name", "x"])
+    with pytest.raises(
+        InputError, match=r"^case case_03: .*/imagesTr/case_03.nii.gz: \(7, 6, 5\) voxels of \(1000.0, 1000"
+    ):
+        prepare_data(config, progress=False)
 
 
 def test_a_labels_grid_may_be_in_other_units_than_its_image(tmp_path):

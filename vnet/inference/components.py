@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 from scipy import ndimage
 
 NEIGHBOURS = np.ones((3, 3, 3), bool)  # by face, edge or corner: a thin oblique structure is one piece
 
 
-def clean_components(
-    labels: np.ndarray, spacing_mm: Sequence[float], *, largest: bool = False, min_mm3: float = 0.0
-) -> None:
+def clean_components(labels: np.ndarray, voxel_mm3: float, *, largest: bool = False, min_mm3: float = 0.0) -> None:
     """Make components of each structure background, in place.
 
     Args:
         labels: (D, H, W) uint8 or uint16, 0 is background.
-        spacing_mm: (z, y, x).
+        voxel_mm3: volume of a voxel, by the determinant of the affine.
         largest: keep of each structure the component with most voxels; of equal ones the first in array order.
         min_mm3: drop components smaller than this.
     """
     if not (largest or min_mm3):
         return
-    fewest = min_mm3 / math.prod(spacing_mm) * (1 - 1e-9)
+    fewest = min_mm3 / voxel_mm3 * (1 - 1e-9)
     for value, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue

@@ -60,7 +60,9 @@ def predict_together(
     )
     rules = config.inference
     for labels in (prediction.labels, prediction.unrefined)[: 2 if prediction.refined else 1]:
-        clean_components(labels, volume.spacing_mm, largest=rules.largest_component, min_mm3=rules.min_component_mm3)
+        clean_components(
+            labels, 1000 * volume.voxel_ml, largest=rules.largest_component, min_mm3=rules.min_component_mm3
+        )
     return prediction
 
 
