@@ -6,6 +6,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def keep(config: Config, split: Rows, results: Path) -> None:
     mine = {"arm": config.arm, "seed": config.seed}
     run = mine | {key: value for key, value in info.items() if not isinstance(value, (dict, list))}
     with locked(results):
-        write_text(results / "config.yaml", config.to_yaml())
+        write_text(results / "config.yaml", replace(config, arm="all", seed=-1).to_yaml())
         write_text(results / "splits.json", json.dumps(list(split), indent=1) + "\n")
         _merge(results / "runs.csv", mine, [run])
         for name, source in (("curves.csv", "metrics.csv"), ("cases.csv", "cases.csv"), ("nuclei.csv", "nuclei.csv")):
