@@ -32,6 +32,7 @@ BENCHMARKS = {
     "train_growth": "a training step by size of the volume and number of classes",
     "train_roofline": "multiply-adds and bytes of a step's operations against the machine's ceilings",
     "predict_monai": "a large volume labelled under MONAI's sliding window and ours",
+    "nnunet_export": "labels of an nnU-Net model: nnU-Net's own export against ours",
     "processes": "two processes of one thread against one of two threads",
     "volume": "prediction of one large volume: seconds and peak memory",
     "kinds": "prediction of volumes of odd kinds: seconds, peak memory, Dice",
