@@ -63,15 +63,20 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(row=table["arm"].where(~left_out, table["arm"] + ", unrefined"))
 
 
-def arm_table(runs: pd.DataFrame, cases: pd.DataFrame) -> str:
-    """Means over seeds, with the standard deviation between them, and the cost of the mask part."""
-    own_scores = [key for key in SCORES if key not in POOLED]
-    by_seed = cases.groupby(["row", "seed"])[[*own_scores, "mask_seconds", "mask_memory_mib", "nuclei"]].mean()
+def arm_scores(runs: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
+    """The scores and the cost of the mask part by row and seed: AP of all images together, else means over images."""
+    own = [key for key in SCORES if key not in POOLED]
+    by_seed = cases.groupby(["row", "seed"])[[*own, "mask_seconds", "mask_memory_mib"]].mean()
     for key in POOLED:
         by_seed[key] = [_pooled(runs, str(row), int(seed), key) for row, seed in by_seed.index]
+    return by_seed
+
+
+def arm_table(runs: pd.DataFrame, cases: pd.DataFrame) -> str:
+    """Means over seeds, with the standard deviation between them, and the cost of the mask part."""
     head = f"{'arm':<24}{'seeds':>6}" + "".join(f"{name:>21}" for name in SCORES.values())
     lines = [f"{head}{'mask part, 1 image':>26}"]
-    for row, own in by_seed.groupby("row"):
+    for row, own in arm_scores(runs, cases).groupby("row"):
         cells = [f"{own[key].mean():.4f} +- {own[key].std():.4f}" for key in SCORES]
         cost = f"{1000 * own['mask_seconds'].mean():.0f} ms, {own['mask_memory_mib'].mean():.1f} MiB"
         lines.append(f"{row:<24}{len(own):>6}" + "".join(f"{cell:>21}" for cell in cells) + f"{cost:>26}")
@@ -111,7 +116,7 @@ def difference_table(cases: pd.DataFrame, pairs: tuple[tuple[str, str], ...], *,
         chances = [summary.p for summary in found.values()]
         for (pair, summary), p in zip(found.items(), holm(chances) if corrected else chances, strict=True):
             said = verdict(summary, p)
-            lines.append(f"{' - '.join(pair):<48}{name:<22}{_numbers(summary)}{p:>8.4f}  {said}")
+            lines.append(f"{' - '.join(pair):<48}{name:<22}{_numbers(summary)}{_chance(p):>8}  {said}")
     return "\n".join(lines)
 
 
@@ -119,6 +124,10 @@ def _numbers(summary: Paired) -> str:
     images = f"{summary.low:+.4f} to {summary.high:+.4f}"
     seeds = "" if summary.over_trainings is None else "{:+.4f} to {:+.4f}".format(*summary.over_trainings)
     return f"{summary.mean:>+8.4f}{images:>22}{seeds:>22}"
+
+
+def _chance(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "<.0001"
 
 
 def paired(cases: pd.DataFrame, first: str, second: str, key: str) -> Paired | None:
