@@ -34,10 +34,23 @@ def main(argv: Sequence[str]) -> int:
     return {"train": train, "predict": predict, "compare": compare}[argv[0]](argv[1:])
 
 
+def require_detection() -> None:
+    """Refuse to go on where the detection extra cannot be imported, and say what helps."""
+    try:
+        import pycocotools  # noqa: F401
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # a torchvision for CUDA beside a torch for the CPU: RuntimeError
+        raise InputError(
+            f"the detection extra cannot be imported ({error}); pip install '.[detection]', or where torchvision's own "
+            "operators do not load, set PYTHONPATH=tests/torchvision_cpu"
+        ) from None
+
+
 def train(argv: Sequence[str]) -> int:
     from scripts.nuclei.config import load_config
 
     config = load_config(argv)
+    require_detection()
     from scripts.nuclei.study import train_study
 
     try:
@@ -58,6 +71,7 @@ def predict(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--score", type=float, default=0.5, help="lowest score of a detection (0.5)")
     chosen = parser.parse_args(argv)
+    require_detection()
     from scripts.nuclei.prediction import predict_file
 
     count = predict_file(chosen.run, chosen.input, chosen.output, boxes=chosen.boxes, score=chosen.score)

@@ -238,6 +238,9 @@ class PointRendRoIHeads(RoIHeads):
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """As torchvision's; `masks` of a result are `PendingMasks` until the transform has the image's own size."""
+        if self.training:
+            self.check_targets(targets)
+            _check_fit(targets or [], image_shapes)
         result, losses = super().forward(features, proposals, image_shapes, targets)
         if self.training:
             assert targets is not None
@@ -325,6 +328,26 @@ class PointRendRoIHeads(RoIHeads):
             "loss_mask": totals[0] / (count * bins_per_box),
             "loss_mask_point": totals[1] / (count * points_per_box),
         }
+
+
+def _check_fit(targets: Sequence[Mapping[str, Tensor]], image_shapes: Sequence[tuple[int, int]]) -> None:
+    """Refuse masks of another size than their image, and boxes outside of it.
+
+    Raises:
+        ValueError: the first of them.
+    """
+    for row, (target, (height, width)) in enumerate(zip(targets, image_shapes, strict=True)):
+        if tuple(target["masks"].shape[1:]) != (height, width):
+            found = tuple(target["masks"].shape[1:])
+            raise ValueError(f"targets[{row}]: masks must have the size of their image, {(height, width)}, got {found}")
+        x1, y1, x2, y2 = target["boxes"].unbind(1)
+        outside = (x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height)
+        if outside.any():
+            box = int(outside.nonzero()[0])
+            corners = [round(value, 1) for value in target["boxes"][box].tolist()]
+            raise ValueError(
+                f"targets[{row}]: box {box} lies outside of its image of {width} x {height}, got {corners}"
+            )
 
 
 class LateMasks(nn.Module):

@@ -14,6 +14,7 @@ import pytest
 
 from scripts.nuclei.config import Config, load_config
 from scripts.nuclei.images import Images, instances, normalised, random_crop, read_images, split_by_likeness
+from tests.docs.pages import tables
 from vnet.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +203,44 @@ def test_average_precision_by_hand():
     assert all(values == [0, 0, 0] for values in nothing.values())
 
 
+# ---- the committed study
+
+
+def test_the_figures_of_the_docs_are_those_of_the_tables():
+    from scripts.nuclei.comparison import NAMED, PARTS, SCORES, arm_scores, labelled, paired, read
+
+    results, text = ROOT / "results" / "nuclei", (ROOT / "docs" / "instances.md").read_text()
+    cases = labelled(read(results, "cases.csv"))
+    scores = arm_scores(read(results, "runs.csv"), cases).groupby("row").mean()
+    by_header = {table.header: table.rows for table in tables(text)}
+    rows = by_header["arm", *SCORES.values()]
+    assert [row[0].strip("`").replace("`", "") for row in rows] == list(scores.index)
+    for row in rows:
+        expected = [f"{scores.loc[row[0].replace('`', ''), key]:.3f}".lstrip("0") for key in SCORES]
+        assert list(row[1:]) == expected, row[0]
+    rows = by_header["first - second", "score", "mean", "over images", "over seeds"]
+    names = {name: key for key, name in SCORES.items()}
+    pairs = {" - ".join(pair): pair for pair in (*NAMED, *PARTS)}
+    for pair, score, *cells in rows:
+        found = paired(cases, *pairs[pair.replace("`", "")], names[score])
+        spans = [(found.low, found.high), found.over_trainings]
+        expected = [f"{found.mean:+.3f}", *(f"{low:+.3f} to {high:+.3f}" for low, high in spans)]
+        assert cells == [cell.replace("0.", ".") for cell in expected], pair
+
+
+def test_the_split_is_the_committed_one_in_every_table():
+    import pandas as pd
+
+    split = json.loads((ROOT / "results/nuclei/splits.json").read_text())
+    parts = {part: [row for row in split if row["part"] == part] for part in ("train", "validation", "test")}
+    assert [len(rows) for rows in parts.values()] == [33, 10, 17]
+    assert [sum(row["nuclei"] for row in rows) for rows in parts.values()] == [794, 268, 371]
+    groups = [{row["group"] for row in rows} for rows in parts.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 12
+    cases = pd.read_csv(ROOT / "results/nuclei/cases.csv")
+    assert set(cases["image"]) == {row["image"] for row in parts["test"]}
+
+
 # ---- the whole way
 
 
@@ -326,4 +365,16 @@ def test_a_fault_of_the_script_is_one_line(words, message, tmp_path):
     )
     assert done.returncode == 2
     assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_missing_extra_is_one_line(tmp_path):
+    """A torchvision that cannot be imported stands before the installed one."""
+    (tmp_path / "torchvision.py").write_text("raise ImportError('no torchvision here')\n")
+    script = str(ROOT / "scripts" / "instances.py")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, script, "train", "--data", "none.npz"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "the detection extra cannot be imported (no " in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

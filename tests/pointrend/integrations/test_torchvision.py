@@ -87,6 +87,15 @@ def test_it_trains_with_the_detectors_own_losses(detector, options):
         assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in part.parameters())
 
 
+def test_an_image_in_which_nothing_is_found_has_no_masks(detector):
+    from pointrend.integrations.torchvision import PointRendRoIHeads
+
+    PointRendRoIHeads.replace(detector, width=8).score_thresh = 2.0
+    for found, size in zip(detector.eval()(images()), [(60, 90), (64, 64)], strict=True):
+        assert found["boxes"].shape == (0, 4)
+        assert found["masks"].shape == (0, 1, *size)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_predictions_have_torchvisions_own_format(detector, options):
     from pointrend.integrations.torchvision import PointRendRoIHeads
@@ -193,6 +202,17 @@ def test_bad_targets_and_detectors_are_named(detector):
         detector(images(), wrong)
     del wrong[0]["masks"]
     with pytest.raises(ValueError, match=r"targets\[0\]: masks must be \(2, H, W\), one per box, got None"):
+        detector(images(), wrong)
+    # an image of 60 x 90 is resized to 64 x 96, and the masks with it: those of 30 x 90 to 32 x 96
+    wrong = targets()
+    wrong[0]["masks"] = wrong[0]["masks"][:, :30]
+    with pytest.raises(
+        ValueError, match=r"targets\[0\]: masks must have the size of their image, \(64, 96\), got \(32, "
+    ):
+        detector(images(), wrong)
+    wrong = targets()
+    wrong[0]["boxes"][1] += 100
+    with pytest.raises(ValueError, match=r"targets\[0\]: box 1 lies outside of its image of 96 x 64, got \["):
         detector(images(), wrong)
     plain = FasterRCNN(
         Trunk(),
