@@ -1,6 +1,7 @@
 """Make, fetch or check a data set.
 
 vnet data phantoms OUTPUT        synthetic volumes with labels, as a Decathlon folder
+vnet data synthesize LABELS DATA images drawn from label maps, as a Decathlon folder
 vnet data download TASK OUTPUT   a task of the Medical Segmentation Decathlon
 vnet data check DATASET          read every file once; report faults and oddities
 """
@@ -17,12 +18,13 @@ from vnet.commands.parser import CommandParser
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(prog="vnet data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="phantoms|download|check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="phantoms|synthesize|download|check")
     add_phantoms(commands)
+    add_synthesize(commands)
     add_download(commands)
     add_check(commands)
     chosen = parser.parse_args(argv)
-    run = {"phantoms": make_phantoms, "download": download, "check": check}[chosen.command]
+    run = {"phantoms": make_phantoms, "synthesize": synthesize, "download": download, "check": check}[chosen.command]
     return run(chosen)
 
 
@@ -53,6 +55,31 @@ def add_phantoms(commands: Commands) -> None:
     made.add_argument("--ignore", type=float, help="share of unsure voxels marked with an ignore label (0)")
 
 
+def add_synthesize(commands: Commands) -> None:
+    about = (
+        "Draw an image for each label map: a Gaussian per tissue, blur, bias field, resolution, noise (the model of "
+        "SynthSeg). The same seed gives the same images."
+    )
+    made = commands.add_parser("synthesize", help=about, description=about)
+    made.add_argument("labels", metavar="LABELS", type=Path, help="folder of label maps")
+    made.add_argument("output", metavar="DATA", type=Path, help="folder to make")
+    made.add_argument("--name", default="Synthetic brains", help="of the data set")
+    made.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    made.add_argument(
+        "--table",
+        metavar="FILE",
+        help="JSON of what the values mean, or freesurfer (LABELS/labels.json; freesurfer where there is none)",
+    )
+    made.add_argument("--contrast", help="t1: intensities about those of a T1-weighted image; random (t1)")
+    made.add_argument("--contrast_scale", type=float, help="of the differences between tissues (1)")
+    made.add_argument("--bias", type=float, help="strength of the bias field (0.3)")
+    made.add_argument("--blur_mm", type=float, help="standard deviation of the blur (0.5)")
+    made.add_argument(
+        "--resolution_mm", type=float, nargs=3, metavar=("Z", "Y", "X"), help="of the acquisition (1 1 1)"
+    )
+    made.add_argument("--noise", type=float, help="standard deviation, of intensities of 0 to 255 (3)")
+
+
 def add_download(commands: Commands) -> None:
     about = "Fetch a Decathlon task by its name (Task04_Hippocampus, Hippocampus or 4)."
     fetched = commands.add_parser("download", help=about, description=about)
@@ -77,6 +104,22 @@ def make_phantoms(chosen: argparse.Namespace) -> int:
     kind = PhantomKind(**plain)
     write_phantoms(chosen.output, chosen.count, chosen.seed, kind=kind)
     print(f"{chosen.count} phantoms in {chosen.output}: {', '.join(kind.structures[1:])}")
+    return 0
+
+
+def synthesize(chosen: argparse.Namespace) -> int:
+    from vnet.data.synthesis.image_model import ImageModel
+    from vnet.data.synthesis.writing import synthesize_dataset
+
+    keys = ("contrast", "contrast_scale", "bias", "blur_mm", "resolution_mm", "noise")
+    given = {key: value for key in keys if (value := getattr(chosen, key)) is not None}
+    if "resolution_mm" in given:
+        given["resolution_mm"] = tuple(given["resolution_mm"])
+    model = ImageModel(**given)
+    count = synthesize_dataset(
+        chosen.labels, chosen.output, model=model, seed=chosen.seed, table=chosen.table, name=chosen.name
+    )
+    print(f"{count} images in {chosen.output}")
     return 0
 
 

@@ -63,15 +63,15 @@ def refuse_empty(fold: int | str, what: str) -> Fold:
     raise InputError(f"data.fold: fold {fold} has {what}; add labelled cases, mend the splits file, or use all")
 
 
-def kfold_folds(names: list[str]) -> list[Fold]:
-    """nnU-Net's folds of sorted names: KFold of 5, shuffled; leave-one-out below five cases."""
+def kfold_folds(names: list[str], count: int = FOLDS) -> list[Fold]:
+    """nnU-Net's folds of sorted names: KFold of 5 (or `count`), shuffled; leave-one-out below so many cases."""
     from sklearn.model_selection import KFold
 
     if len(names) < 2:
         return [Fold(tuple(names), ())]
-    if len(names) < FOLDS:
+    if len(names) < count:
         return [Fold(tuple(n for n in names if n != name), (name,)) for name in names]
-    split = KFold(FOLDS, shuffle=True, random_state=RANDOM_STATE).split(names)
+    split = KFold(count, shuffle=True, random_state=RANDOM_STATE).split(names)
     return [Fold(tuple(names[i] for i in train), tuple(names[i] for i in val)) for train, val in split]
 
 
