@@ -100,8 +100,8 @@ def test_the_page_stands_alone_and_balances(written):
     found = Page(page)
     assert found.fetched == []
     assert "script" not in found.tags
-    # forest, two of cost, a dumbbell each of three named and two of refinement, six of where it helps
-    assert found.tags.count("svg") == 1 + 2 + 5 + 6
+    # two forests, two of cost, a dumbbell each of three named and two of refinement, six of where it helps
+    assert found.tags.count("svg") == 2 + 2 + 5 + 6
     assert "worst case, pointrend_s2 fold 0 seed 0" in found.words
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
@@ -168,7 +168,7 @@ def test_the_scope_is_told_from_the_number_of_runs(tmp_path, make_run):
 def test_markdown_tables_have_as_many_cells_in_each_row(report):
     text = markdown_page(report, figures_of(report))
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
 

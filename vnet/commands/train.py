@@ -13,11 +13,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         with stopping_at_once():
             from vnet.core.distributed import is_rank_zero
+            from vnet.core.environment import portable_command
             from vnet.core.results import RunKey
             from vnet.report.terminal import print_run_summary
             from vnet.training.run import train_run
 
-            run = train_run(config)
+            run = train_run(config, command=portable_command(["train", *argv]))
     except Preempted as stop:
         print(f"stopped; the same command continues where it stopped: {config.run_folder}", flush=True)
         return stop.exit_code

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,27 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def portable_command(words: Sequence[str]) -> str:
+    """A `vnet` command line without folders of this machine: data appear as DATA/NAME, other folders are left out.
+
+    Args:
+        words: after `vnet`, options as `--key value` or `--key=value`.
+    """
+    pairs: list[str] = []
+    rest = list(words)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option in ("--data.root", "--data.cache", "--run_root", "--study.results_root", "--config"):
+            value = value if equals else rest.pop(0) if rest else ""
+            if option == "--data.root":
+                pairs += [option, f"DATA/{Path(value).name}"]
+            elif option == "--config":
+                pairs += [option, Path(value).name if Path(value).is_absolute() else value]
+        else:
+            pairs.append(option + equals + value)
+    return shlex.join(["vnet", *pairs])
 
 
 def commit() -> str:

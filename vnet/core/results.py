@@ -24,7 +24,7 @@ from vnet.core.tables import read_table
 RUNS, CONFIG = "runs.csv", "config.yaml"
 OVERRIDES = "config"  # column of runs.csv: JSON of the keys in which a run differs from config.yaml
 # Columns of runs.csv that hold text, also where it looks like a number (a hash such as 1234e567).
-TEXT = ("config_hash", "commit", "python", "processor", "data_set", "data_hash", "name")
+TEXT = ("config_hash", "commit", "python", "processor", "data_set", "data_hash", "name", "date", "command")
 
 
 class RunKey(NamedTuple):

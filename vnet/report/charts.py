@@ -1,16 +1,16 @@
-"""Figures of a comparison as SVG text that takes its ink from the page, so that it reads in light and in dark."""
+"""Charts of a comparison, each a matplotlib figure in the page's own ink.
+
+Charts are `WIDTH_IN` wide and stand two in a row on a wide page. On a phone, where a chart has about 350 px, text of
+`TEXT_PT` is 9 px high.
+"""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from vnet.evaluation.comparison import Difference
@@ -18,54 +18,62 @@ from vnet.evaluation.pairs import MEAN, paired_cases
 from vnet.evaluation.study_tables import Study
 from vnet.report.formatting import comparison_name, side_name
 from vnet.report.refinement_counts import Counts
+from vnet.report.svg import INK
 
 # mid tones of Okabe and Ito, legible on white and on near black
 BLUE, ORANGE, GREEN, GREY = "#3d8fc4", "#d9740b", "#1a9c76", "#8a8f98"
-INK = "#010203"  # stands for the page's own colour until the text of the SVG is done
+COLOURS = (BLUE, ORANGE, GREEN, GREY)
+WIDTH_IN = 5.0  # 360 points: a point is .97 px where the chart has 350 px
+TEXT_PT = 9.5
 
 
-def svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG: transparent, text kept as text, the same bytes each time."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
-    body = text.getvalue()
-    body = body[body.index("<svg") :].replace(INK, "currentColor")
-    # a width of its own would not shrink on a phone
-    return re.sub(r'<svg ([^>]*?)(?:width|height)="[^"]*"([^>]*?)(?:width|height)="[^"]*"', r"<svg \1\2", body, count=1)
+def forest(differences: Sequence[Difference], margin: float | None) -> Figure:
+    """Dice differences with their intervals, a row each: over cases, and thin below it over trainings.
 
-
-def forest(differences: Sequence[Difference], named: Sequence[str], margin: float | None) -> Figure:
-    """Dice differences with intervals: the mean over structures in front, each structure below it."""
-    found = {(d.comparison, d.structure): d for d in differences if d.metric == "dice" and d.summary}
-    rows = [(name, s) for name in named for s in dict.fromkeys(d.structure for d in differences) if (name, s) in found]
-    figure, axes = _canvas(7.4, 0.75 + 0.27 * len(rows))
+    Args:
+        differences: of Dice; rows of `MEAN` are set apart by weight and colour.
+        margin: half width of the band of equivalence.
+    """
+    rows = [(d, d.summary) for d in differences if d.summary]
+    figure, axes = _canvas(0.7 + 0.42 * len(rows))
     if margin:
         axes.axvspan(-margin, margin, color=GREY, alpha=0.18, linewidth=0)
     axes.axvline(0, color=INK, linewidth=0.8)
-    for y, key in enumerate(rows):
-        summary = found[key].summary
-        assert summary is not None
-        main = key[1] == MEAN
-        colour = BLUE if main else GREY
-        seeds = found[key].seed_spread
-        if seeds is not None:
-            ends = [summary.mean - seeds.sd, summary.mean + seeds.sd]
-            axes.plot(ends, [y + 0.28] * 2, color=GREY, linewidth=1, marker="|", markersize=4)
-        if math.isfinite(summary.low):
-            axes.plot([summary.low, summary.high], [y, y], color=colour, linewidth=2.4 if main else 1.4)
-        axes.plot([summary.mean], [y], marker="s" if main else "o", color=colour, markersize=6 if main else 4)
-    axes.set_yticks(range(len(rows)), [comparison_name(c) if s == MEAN else s for c, s in rows])
-    for label, (_, structure) in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if structure == MEAN else "normal")
+    shown = [0.0]
+    for y, (d, s) in enumerate(rows):
+        main = d.structure == MEAN
+        shown += [value for value in (s.mean, s.low, s.high) if math.isfinite(value)]
+        if s.over_trainings is not None:
+            axes.plot(s.over_trainings, [y + 0.27] * 2, color=GREY, linewidth=1, marker="|", markersize=5)
+        if math.isfinite(s.low):
+            axes.plot([s.low, s.high], [y, y], color=BLUE if main else GREEN, linewidth=2.4 if main else 1.6)
+        axes.plot([s.mean], [y], marker="s" if main else "o", color=BLUE if main else GREEN, markersize=6)
+    axes.set_yticks(range(len(rows)), [_row_name(d) for d, _ in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("difference of Dice, 95 % interval" + (f"; band: ±{margin:g}" if margin else ""))
+    # of two trainings the interval is many times as wide: it may leave the chart
+    room = 0.35 * (max(shown) - min(shown) or 0.01)
+    axes.set_xlim(min(shown) - room, max(shown) + room)
+    axes.set_xlabel("difference of Dice" + (f"; band: ±{margin:g}" if margin else ""))
     return figure
 
 
+def _row_name(d: Difference) -> str:
+    if d.structure != MEAN:
+        return d.structure
+    name = comparison_name(d.comparison)
+    return name.replace(": ", ":\n") if ": " in name else name.replace(" - ", "\n- ")
+
+
 def accuracy_cost(dice: Mapping[str, float], costs: Mapping[str, Mapping[str, float]], key: str, title: str) -> Figure:
-    """Mean foreground Dice against one cost, an arm a point; lines join coarse_sN and pointrend_sN."""
-    figure, axes = _canvas(5.2, 3.4)
+    """Mean foreground Dice against one cost, an arm a point; arrows join coarse_sN and pointrend_sN.
+
+    Args:
+        dice: arm to mean Dice.
+        costs: arm to its costs.
+        key: of the cost.
+        title: of the cost's axis.
+    """
+    figure, axes = _canvas(3.4)
     unit = 1e9 if key == "multiply_adds" else 1
     places = {arm: (costs[arm][key] / unit, dice[arm]) for arm in dice if math.isfinite(costs[arm][key])}
     for arm, place in places.items():
@@ -74,10 +82,10 @@ def accuracy_cost(dice: Mapping[str, float], costs: Mapping[str, Mapping[str, fl
             axes.annotate("", place, plain, arrowprops={"arrowstyle": "->", "color": GREY, "shrinkA": 5, "shrinkB": 5})
         axes.plot(*place, marker="o", color=BLUE if arm.startswith("pointrend") else ORANGE, markersize=7)
         side, offset = ("right", -6) if has_name_right(place, places.values()) else ("left", 6)
-        axes.annotate(arm, place, (offset, 5), textcoords="offset points", color=INK, fontsize=8, ha=side)
+        axes.annotate(arm, place, (offset, 5), textcoords="offset points", color=INK, fontsize=TEXT_PT, ha=side)
     axes.set_xlabel(title)
     axes.set_ylabel("mean foreground Dice")
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.3, y=0.15)
     axes.set_xlim(left=0)
     return figure
 
@@ -90,29 +98,57 @@ def has_name_right(place: tuple[float, float], places: Iterable[tuple[float, flo
     return bool(((ahead[:, 0] > 0) & (ahead[:, 0] < reach) & (abs(ahead[:, 1]) < height)).any())
 
 
-def dumbbells(study: Study, comparison: str) -> Figure:
-    """Mean foreground Dice of each case on both sides, a line a case, sorted by their difference."""
+def dumbbells(study: Study, comparison: str, anchors: Mapping[str, str]) -> Figure:
+    """Mean foreground Dice of each case on both sides, a line a case, sorted by their difference.
+
+    Args:
+        anchors: case to the id of its row in the table of cases, which its line leads to.
+    """
     pairs = paired_cases(study, comparison, MEAN, "dice").groupby("case")[["first", "second", "difference"]].mean()
     pairs = pairs.sort_values("difference")
-    figure, axes = _canvas(7.4, 2.9)
+    figure, axes = _canvas(3.0)
     x = np.arange(len(pairs))
     colours = [BLUE if gain >= 0 else ORANGE for gain in pairs["difference"]]
-    axes.vlines(x, pairs["second"], pairs["first"], colors=colours, linewidth=1.6)
+    names = [
+        f"#{anchors[str(case)]} {case}: {row.first:.4f} against {row.second:.4f}"
+        for case, row in zip(pairs.index, pairs.itertuples(index=False), strict=True)
+    ]
+    lines = axes.vlines(x, pairs["second"], pairs["first"], colors=colours, linewidth=1.6)
     first, second = map(side_name, comparison.split(" - "))
     axes.scatter(x, pairs["second"], s=9, color=GREY, label=second, zorder=3)
-    axes.scatter(x, pairs["first"], s=12, color=colours, zorder=4)
+    ends = axes.scatter(x, pairs["first"], s=12, color=colours, zorder=4)
+    for artist in (lines, ends):
+        artist.set_urls(names)
     axes.plot([], [], color=BLUE, marker="o", markersize=4, label=f"{first}, better")
     axes.plot([], [], color=ORANGE, marker="o", markersize=4, label=f"{first}, worse")
     axes.set_xticks([])
     axes.set_xlabel(f"{len(pairs)} cases, from the largest loss to the largest gain")
     axes.set_ylabel("mean foreground Dice")
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _legend_above(axes, columns=2)
+    return figure
+
+
+def learning_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Mean validation Dice against steps, a line an arm.
+
+    Args:
+        curves: arm to step to Dice.
+    """
+    figure, axes = _canvas(3.4)
+    for i, (arm, curve) in enumerate(curves.items()):
+        style = ("-", "--", ":")[i // len(COLOURS) % 3]
+        axes.plot(
+            [*curve], [*curve.values()], style, color=COLOURS[i % len(COLOURS)], marker="o", markersize=4, label=arm
+        )
+    axes.set_xlabel("training steps")
+    axes.set_ylabel("validation Dice")
+    _legend_above(axes, columns=3)
     return figure
 
 
 def fixed_and_broken(counts: Counts, title: str) -> Figure:
     """Voxels fixed (up) and broken (down) by bin, arms side by side, as a share of the arm's refined voxels."""
-    figure, axes = _canvas(5.2, 3.0)
+    figure, axes = _canvas(3.2)
     bins = list(dict.fromkeys(name for table in counts.values() for name in table))
     width = 0.8 / len(counts)
     for i, (arm, table) in enumerate(counts.items()):
@@ -125,14 +161,13 @@ def fixed_and_broken(counts: Counts, title: str) -> Figure:
     axes.set_xticks(range(len(bins)), bins)
     axes.set_xlabel(title)
     axes.set_ylabel("% of refined voxels")
-    columns = min(len(counts), 3)
-    axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _legend_above(axes, columns=2)
     return figure
 
 
 def calibration(counts: Counts) -> Figure:
     """Share of voxels that were wrong before and after refinement, by margin."""
-    figure, axes = _canvas(5.2, 3.0)
+    figure, axes = _canvas(3.4)
     bins = list(dict.fromkeys(name for table in counts.values() for name in table))
     for (arm, table), marker in zip(counts.items(), "osD^v*" * len(counts), strict=False):
         refined = np.array([sum(table[b][k] for k in ("fixed", "broken", "unchanged")) for b in table])
@@ -143,19 +178,19 @@ def calibration(counts: Counts) -> Figure:
             axes.plot(x, 100 * wrong / refined, color=colour, marker=marker, markersize=4, label=f"{arm}, {when}")
     axes.plot(range(len(bins)), [100 * _expected_wrong(b, bins) for b in bins], ":", color=ORANGE, label="softmax")
     axes.set_xticks(range(len(bins)), bins)
-    axes.set_xlabel("margin of the unrefined output: best minus second-best logit")
+    axes.set_xlabel("margin: best minus second-best logit, unrefined")
     axes.set_ylabel("% wrong")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    _legend_above(axes, columns=2)
     return figure
 
 
 def gain_by(study: Study, comparison: str, column: str, title: str) -> Figure:
     """Difference of Dice of each case and structure against a property of the structure, a colour a structure."""
-    figure, axes = _canvas(5.2, 3.0)
+    figure, axes = _canvas(3.2)
     first = study.side(comparison.split(" - ")[0])
     axes.axhline(0, color=INK, linewidth=0.8)
-    for structure, colour in zip(study.structures, (BLUE, ORANGE, GREEN, GREY) * len(study.structures), strict=False):
+    for structure, colour in zip(study.structures, COLOURS * len(study.structures), strict=False):
         pairs = paired_cases(study, comparison, structure, "dice").groupby("case")["difference"].mean()
         of_structure = first[first.index.get_level_values("structure") == structure]
         property_of = of_structure.groupby("case")[column].mean().reindex(pairs.index)
@@ -164,9 +199,10 @@ def gain_by(study: Study, comparison: str, column: str, title: str) -> Figure:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="minor", colors=INK, labelsize=TEXT_PT)
     axes.set_xlabel(title)
     axes.set_ylabel("difference of Dice")
-    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    _legend_above(axes, columns=3)
     return figure
 
 
@@ -178,15 +214,28 @@ def _expected_wrong(name: str, bins: Sequence[str]) -> float:
     return 1 / (1 + math.exp(middle))
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height))
+def _legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(
+        frameon=False,
+        fontsize=TEXT_PT,
+        labelcolor=INK,
+        ncols=min(columns, len(axes.get_legend_handles_labels()[0])),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        handlelength=1.4,
+        columnspacing=1.2,
+    )
+
+
+def _canvas(height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_IN, height_in))
     figure.set_layout_engine("constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots()
     axes.patch.set_alpha(0)
-    axes.tick_params(colors=INK, labelsize=8)
-    axes.xaxis.label.set(color=INK, fontsize=9)
-    axes.yaxis.label.set(color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=TEXT_PT)
+    axes.xaxis.label.set(color=INK, fontsize=TEXT_PT)
+    axes.yaxis.label.set(color=INK, fontsize=TEXT_PT)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)

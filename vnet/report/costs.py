@@ -16,6 +16,7 @@ ALONE = "seconds_per_step_alone"  # from the benchmark of steps, not from the ru
 COSTS = {
     ALONE: "s per step, alone",
     "seconds_per_step": "s per step",
+    "seconds": "s of training",
     "seconds_per_case": "s per case",
     "peak_memory_mib": "peak MiB",
     "peak_memory_prediction_mib": "peak MiB, prediction",

@@ -10,14 +10,16 @@ import pandas as pd
 
 from vnet.core.files import write_text
 from vnet.evaluation.comparison import Difference
-from vnet.report import methods
+from vnet.report import methods, provenance
+from vnet.report.cases import worst_cases_table
 from vnet.report.comparison_tables import scores_table
 from vnet.report.costs import costs_table
 from vnet.report.figures import Figure, figures_of
 from vnet.report.page import html_page
 from vnet.report.report import Report
 from vnet.report.sentences import QUESTION
-from vnet.report.tables import markdown
+from vnet.report.tables import Table, markdown
+from vnet.report.training_table import arms_table, training_table
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -40,21 +42,27 @@ def write_report(report: Report, folder: Path) -> Path:
 
 def markdown_page(report: Report, figures: Sequence[Figure]) -> str:
     """The report as Markdown; its figures are files beside it."""
-    commands = "\n".join(["```", *methods.commands(report.study), "```"])
+    commands = "\n".join(["```", *provenance.commands(report.study), "```"])
     parts = [
-        f"# {QUESTION}",
+        f"# {provenance.title(report.study)}",
+        QUESTION,
         " ".join(report.headline()),
         *report.notes(),
         *(f"![{figure.caption}](figures/{figure.name}.svg)\n\n{figure.caption}" for figure in figures),
-        *map(markdown, [*report.tables(), *report.refinement_tables()]),
+        *map(markdown, _tables(report)),
         "### Methods",
         *methods.methods(report.study, report.named, report.margin),
         "### Environment",
-        *methods.environments(report.study),
+        *provenance.environments(report.study),
         "### Commands",
         commands,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(report: Report) -> list[Table]:
+    found = [arms_table(report.study), *report.tables(), *report.refinement_tables(), worst_cases_table(report.study)]
+    return [table for table in [*found, training_table(report.study)] if table.rows]
 
 
 def differences_csv(differences: Sequence[Difference]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vnet.evaluation.statistics import RUNS_TO_RESAMPLE
@@ -60,35 +59,6 @@ def _statistics_paragraph(named: Sequence[str], margin: EquivalenceMargin | None
         " the standard deviation between seeds of a fold's mean difference, with its 95 % interval (chi-squared) and"
         f" its trainings. Effect: rank-biserial correlation, above 0 where the first arm is better.{equivalence}"
     )
-
-
-def environments(study: Study) -> list[str]:
-    """The different environments of the runs, a line each."""
-    lines: dict[str, None] = {}
-    for run in study.runs:
-        packages = run.info.get("packages") or {}
-        parts = [
-            f"commit {run.info['commit']}" if run.info.get("commit") else "",
-            f"Python {run.info['python']}" if run.info.get("python") else "",
-            *(f"{name} {version}" for name, version in packages.items()),
-            f"{run.info['processor']}, {run.info.get('cores')} cores" if run.info.get("processor") else "",
-        ]
-        lines[", ".join(part for part in parts if part)] = None
-    return [line for line in lines if line]
-
-
-def commands(study: Study) -> list[str]:
-    """The commands that make the runs and this report again; data folders appear as DATA/NAME."""
-    names = dict.fromkeys(str(run.config["name"]) for run in study.runs if run.config.get("name"))
-    roots = {str(run.config.get("name")): _dig(run.config, "data", "root") for run in study.runs}
-    lines = []
-    for name in names:
-        root = f" --data.root DATA/{Path(roots[name]).name}" if roots[name] else ""
-        lines += [
-            f"vnet experiment --config configs/{name}.yaml{root}",
-            f"vnet compare results/{name}",
-        ]
-    return lines or ["vnet compare PATH"]
 
 
 def _dig(config: Mapping[str, Any], section: str, key: str) -> Any:

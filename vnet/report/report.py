@@ -90,7 +90,7 @@ class Report:
         tables = []
         if self.named:
             title = "Named comparisons: mean foreground Dice"
-            tables.append(differences_table(self.differences, self.named, title))
+            tables.append(differences_table(self.differences, self.named, title).without("p"))
         if self.others:
             title = "Not named beforehand, exploratory: mean foreground Dice"
             note = "The p is not adjusted for the number of comparisons."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,11 @@ from vnet.training.evaluation import write_tables
 from vnet.training.trainer import Trainer
 
 
-def train_run(config: Config) -> Run:
+def train_run(config: Config, *, command: str = "") -> Run:
     """Train (or continue) the run of `config`, score its validation fold and write its tables.
+
+    Args:
+        command: the command line that asked for the run, which reports print; noted in run.json.
 
     Returns:
         The run, in the folder that holds its tables: its own, or the results of its study where it was done elsewhere.
@@ -53,7 +57,7 @@ def train_run(config: Config) -> Run:
         # another process may have made the run since the first look
         if finished := on_rank_zero(lambda: find_finished(run, config, prepared)):
             return finished
-        on_rank_zero(lambda: write_identity(run, config, prepared))
+        on_rank_zero(lambda: write_identity(run, config, prepared, command))
         trainer = Trainer(config, prepared, run, fabric)
         with closing(trainer.logger):
             trainer.train()
@@ -111,10 +115,12 @@ def refuse_start(run: Run, config: Config, dataset: Dataset) -> None:
         start_from(model, Path(config.training.init_from), dataset)
 
 
-def write_identity(run: Run, config: Config, prepared: PreparedData) -> None:
+def write_identity(run: Run, config: Config, prepared: PreparedData, command: str = "") -> None:
     """Write config, commit and data hash before anything else, so that a killed run can be identified."""
     sweep(run.folder)
-    run.write_info(**environment(), data_set=prepared.dataset.name, data_hash=prepared.content_hash, name=config.name)
+    data = {"data_set": prepared.dataset.name, "data_hash": prepared.content_hash}
+    started = {"date": f"{datetime.now(UTC):%Y-%m-%d}"} | ({"command": command} if command else {})
+    run.write_info(**environment(), **data, name=config.name, **started)
     write_text(run.folder / "config.yaml", config.to_yaml())
     folds = [{"train": fold.train, "val": fold.val} for fold in all_folds(prepared.dataset)]
     write_text(run.folder / "splits.json", json.dumps({"folds": folds}, indent=1) + "\n")
