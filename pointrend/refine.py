@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pointrend._kernels.threads import traced
 from pointrend.boxes import Boxes
 from pointrend.coordinates import check_extent, extent_centres, voxel_centres, whole_grid
-from pointrend.head import PointHead
-from pointrend.inputs import WINDOW, HeadInputs
+from pointrend.head import WINDOW, HeadInputs, PointHead
 from pointrend.losses import point_losses
 from pointrend.reading import has_nan, interpolate_at, read_at
 from pointrend.roi import BoxRefinement, box_training_logits, refine_boxes

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pointrend.box_sampling import box_training_voxels, voxels_between
 from pointrend.boxes import Boxes, from_box, roi_align, sample_in_boxes, to_box, two_logits
 from pointrend.coordinates import check_extent, check_size, extent_centres, voxel_centres
 from pointrend.reading import best_class, interpolate_at, uncertainty
+from pointrend.sampling import box_training_voxels, voxels_between
 
 if TYPE_CHECKING:
     from pointrend.refine import PointRend

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointrend._kernels.cell_bounds import bound_cells, rank_classes
-from pointrend._kernels.cell_margins import gather
+from pointrend._kernels.cell_margins import bound_cells, gather, rank_classes
 from pointrend.coordinates import CellAxis
 
 VOXELS_PER_THREAD = 1 << 16  # below this many target voxels a second thread costs more than it brings

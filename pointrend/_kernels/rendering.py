@@ -10,10 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pointrend._kernels.class_ranking import LARGEST_FINITE, Planes, Tables, top_three
-from pointrend._kernels.dense_labels import dense_slabs
-from pointrend._kernels.logit_planes import LogitBlock, LogitVolume, read_only
-from pointrend._kernels.surface_labels import surface_slabs, survey
+from pointrend._kernels.logit_planes import (
+    LARGEST_FINITE,
+    LogitBlock,
+    LogitVolume,
+    Planes,
+    Tables,
+    read_only,
+    top_three,
+)
+from pointrend._kernels.slab_labels import dense_slabs, surface_slabs, survey
 from pointrend._kernels.threads import run_tasks
 from pointrend.coordinates import CellAxis
 
@@ -110,7 +116,7 @@ def pays_by_surface(volume: LogitVolume, axes: Sequence[CellAxis]) -> bool:
 
 
 def sample_cells(volume: LogitVolume) -> NDArray[np.float64]:
-    """(4,) the counts of `surface_labels.survey` per cell, from rows of cells spread over the logits."""
+    """(4,) the counts of `slab_labels.survey` per cell, from rows of cells spread over the logits."""
     depths, heights, width = max(volume.depth - 1, 1), max(volume.height - 1, 1), volume.width
     count = max(1, min(SAMPLED_ROWS, depths * heights // 50))
     rows = np.zeros((2, volume.classes, 2, width), np.float32)

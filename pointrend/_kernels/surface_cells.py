@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pointrend._kernels.class_ranking import Planes, compiled, mix
+from pointrend._kernels.logit_planes import Planes, compiled, mix
 
 ROUNDING = np.float32(4e-6)  # times |logit| + 1: an upper bound of the rounding error of float32 interpolation
 

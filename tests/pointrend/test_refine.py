@@ -11,12 +11,10 @@ from torch.nn import functional as F
 
 from pointrend import PointRend
 from pointrend.coordinates import flat_index, voxel_centres
-from pointrend.field import Change, Field
 from pointrend.losses import point_losses
-from pointrend.reading import sample_at, uncertainty
+from pointrend.reading import read_window, sample_at, uncertainty
 from pointrend.sampling import PointSampling
-from pointrend.subdivision import step_sizes
-from pointrend.windows import read_window
+from pointrend.subdivision import Change, Field, step_sizes
 
 MODES = {2: "bilinear", 3: "trilinear"}
 
@@ -374,7 +372,7 @@ def test_labels_do_not_depend_on_how_windows_are_read(extent, finer, monkeypatch
     size = [round(n * finer * share) for n, share in zip((6, 8, 10), extent or (1, 1, 1), strict=True)]
     number = math.prod(size) // 2
     quick = model.refine(coarse, features, image, size, num_points=number, extent=extent)
-    monkeypatch.setattr("pointrend.windows._compiled_reads", lambda volume, points: False)
+    monkeypatch.setattr("pointrend.reading._compiled_window_reads", lambda volume, points: False)
     monkeypatch.setattr("pointrend.refine.whole_grid", lambda size, extent: None)
     assert torch.equal(
         quick.labels, model.refine(coarse, features, image, size, num_points=number, extent=extent).labels

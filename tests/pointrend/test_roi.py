@@ -8,11 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pointrend import PointRend
-from pointrend.box_sampling import box_training_voxels
 from pointrend.boxes import Boxes, two_logits
 from pointrend.coordinates import voxel_centres
 from pointrend.reading import sample_at
-from pointrend.sampling import PointSampling
+from pointrend.sampling import PointSampling, box_training_voxels
 
 
 class Recorder(PointRend):

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pointrend.coordinates import voxel_centres
-from pointrend.reading import sample_at
-from pointrend.windows import read_window
+from pointrend.reading import read_window, sample_at
 
 
 def every_centre(size: tuple[int, ...], batch: int) -> torch.Tensor:
