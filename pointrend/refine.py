@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pointrend._kernels.threads import traced
 from pointrend.boxes import Boxes
 from pointrend.coordinates import check_extent, extent_centres, voxel_centres, whole_grid
-from pointrend.head import WINDOW, HeadInputs, PointHead
-from pointrend.losses import point_losses
+from pointrend.head import WINDOW, HeadInputs, PointHead, point_losses
 from pointrend.reading import has_nan, interpolate_at, read_at
 from pointrend.roi import BoxRefinement, box_training_logits, refine_boxes
 from pointrend.sampling import PointSampling, check_labels, training_voxels
@@ -218,7 +217,7 @@ class PointRend(nn.Module):
         """Cross-entropy plus `dice_weight` times the Dice loss at training points, means over samples (or boxes).
 
         Samples weigh the same, so that the mean over several processes of equal batches is the loss of one. Arguments
-        and errors are those of `training_logits`, the terms those of `pointrend.losses.point_losses`.
+        and errors are those of `training_logits`, the terms those of `pointrend.head.point_losses`.
 
         Returns:
             A scalar; 0, with a gradient, where every voxel is ignored or no point is drawn.

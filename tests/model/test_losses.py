@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceLoss
 from torch.nn import functional as F
 
-from pointrend.losses import soft_dice_loss
+from pointrend.head import soft_dice_loss
 from vnet.model.losses import negative_log_likelihood, segmentation_terms
 
 

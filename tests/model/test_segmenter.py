@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pointrend.losses import soft_dice_loss
+from pointrend.head import soft_dice_loss
 from vnet.core.config import load_config
 from vnet.core.errors import InputError
 from vnet.model.segmenter import build_model

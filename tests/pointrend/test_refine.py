@@ -1,4 +1,4 @@
-"""PointRend as a module: one path for loss and refinement, refinement against the dense answer."""
+"""Refinement against the dense answer, in one step and several, and what it refuses."""
 
 import math
 
@@ -6,111 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torch.nn import functional as F
 
 from pointrend import PointRend
 from pointrend.coordinates import flat_index, voxel_centres
-from pointrend.losses import point_losses
-from pointrend.reading import read_window, sample_at, uncertainty
+from pointrend.reading import sample_at, uncertainty
 from pointrend.sampling import PointSampling
 from pointrend.subdivision import Change, Field, step_sizes
+from tests.pointrend.models import Echo, Position, a_batch, a_model, generators, upsample
 
-MODES = {2: "bilinear", 3: "trilinear"}
-
-
-class Echo(PointRend):
-    """Gives back the coarse logits: refinement must then be plain up-sampling."""
-
-    def predict_points(self, points, coarse, features, image=None, *, grid=None):
-        assert points.shape[:2] == (coarse.shape[0], coarse.shape[2])
-        return coarse
-
-
-class Position(PointRend):
-    """Class 1 where z + y + x of the point is above a half of the axes, else class 0, whatever the logits."""
-
-    def predict_points(self, points, coarse, features, image=None, *, grid=None):
-        above = points.sum(-1) - points.shape[-1] / 2
-        return torch.stack([-above, above, torch.full_like(above, -99.0)], dim=1)
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def upsample(logits, size):
-    return F.interpolate(logits, size=size, mode=MODES[len(size)], align_corners=False)
-
-
-def a_model(ndim=3, **options):
-    torch.manual_seed(0)
-    usual = {
-        "classes": 3,
-        "features": {"fine": 4, "deep": 5},
-        "image_channels": 2,
-        "width": 8,
-        "windows": {},
-        "ndim": ndim,
-    }
-    model = PointRend(**usual | options)
-    nn.init.normal_(model.head.logits.weight)
-    return model
-
-
-def a_batch(batch=2, coarse=(3, 4, 5), stride=2):
-    torch.manual_seed(1)
-    size = [n * stride for n in coarse]
-    features = {"fine": torch.randn(batch, 4, *size), "deep": torch.randn(batch, 5, *coarse)}
-    return torch.randn(batch, 3, *coarse), features, torch.randn(batch, 2, *size)
-
-
-# ---- one path
-
-
-def test_features_of_any_stride_are_read_at_the_points_and_joined_by_channel():
-    model = a_model()
-    coarse, features, image = a_batch()
-    points = torch.rand(2, 9, 3)
-    at_points = sample_at(coarse, points)
-    fine = torch.cat([sample_at(features["fine"], points), sample_at(features["deep"], points)], dim=1)
-    expected = model.head(torch.cat([fine, sample_at(image, points)], dim=1), at_points)
-    torch.testing.assert_close(model.predict_points(points, at_points, features, image), expected)
-    # the order is the constructor's, whatever the dict's; other names are left alone
-    shuffled = {"other": torch.zeros(1), "deep": features["deep"], "fine": features["fine"]}
-    torch.testing.assert_close(model.predict_points(points, at_points, shuffled, image), expected)
-
-
-def test_windows_are_read_where_they_are_named():
-    model = a_model(windows={"fine": 3, "image": 5})
-    coarse, features, image = a_batch()
-    points = voxel_centres(torch.randint(6 * 8 * 10, (2, 30)), (6, 8, 10))
-    at_points = sample_at(coarse, points)
-    parts = [
-        read_window(features["fine"], points, 3),
-        sample_at(features["deep"], points),
-        read_window(image, points, 5),
-    ]
-    expected = model.head(torch.cat(parts, dim=1), at_points)
-    for grid in (None, (6, 8, 10)):
-        torch.testing.assert_close(model.predict_points(points, at_points, features, image, grid=grid), expected)
-
-
-@pytest.mark.parametrize("windows", [{"fine": 2}, {"fine": 0}, {"skip": 3}])
-def test_windows_are_odd_and_of_what_the_head_reads(windows):
-    with pytest.raises(ValueError, match=r"windows must hold odd sizes of \['fine', 'deep', 'image'\], got"):
-        a_model(windows=windows)
-
-
-def test_a_known_grid_changes_nothing():
-    model = a_model()
-    coarse, features, image = a_batch()
-    points = voxel_centres(torch.randint(6 * 8 * 10, (2, 30)), (6, 8, 10))
-    at_points = sample_at(coarse, points)
-    plain = model.predict_points(points, at_points, features, image)
-    torch.testing.assert_close(
-        model.predict_points(points, at_points, features, image, grid=(6, 8, 10)), plain, atol=1e-4, rtol=1e-4
-    )
+COARSE = torch.randn(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+FINE = {"fine": torch.randn(1, 2, 8, 10, 12, generator=torch.Generator().manual_seed(1))}
 
 
 def test_training_and_refinement_give_a_voxel_the_same_logits():
@@ -121,172 +26,6 @@ def test_training_and_refinement_give_a_voxel_the_same_logits():
     refined = model.refine(coarse, features, image, (6, 8, 10), num_points=6 * 8 * 10)
     index = flat_index(points, (6, 8, 10))
     assert torch.equal(refined.labels.flatten(1).gather(1, index).long(), logits.argmax(1))
-
-
-def test_missing_features_and_images_are_named():
-    model = a_model()
-    coarse, features, image = a_batch()
-    points = torch.rand(2, 9, 3)
-    with pytest.raises(ValueError, match=r"\['deep'\] missing from \['fine'\]"):
-        model.predict_points(points, sample_at(coarse, points), {"fine": features["fine"]}, image)
-    with pytest.raises(ValueError, match="image must be given to a head with image_channels, got None"):
-        model.predict_points(points, sample_at(coarse, points), features)
-    with pytest.raises(ValueError, match=r"image must have 2 channels, \(2, 2, D, H, W\), got \(2, 1, 6, 8, 10\)"):
-        model.predict_points(points, sample_at(coarse, points), features, image[:, :1])
-    wrong = {**features, "deep": torch.randn(2, 6, 3, 4, 5)}
-    with pytest.raises(
-        ValueError, match=r"features\['deep'\] must have 5 channels, \(2, 5, D, H, W\), got \(2, 6, 3, "
-    ):
-        model.predict_points(points, sample_at(coarse, points), wrong, image)
-    with pytest.raises(ValueError, match=r"coarse must have 3 classes, got \(2, 2, 9\)"):
-        model.predict_points(points, sample_at(coarse, points)[:, :2], features, image)
-    with pytest.raises(ValueError, match="points must be numbers, got NaN"):
-        model.predict_points(points * math.nan, sample_at(coarse, points), features, image)
-
-
-def test_labels_that_are_no_labels_are_refused():
-    coarse, features, image = a_batch()
-    model = a_model()
-    with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32; use labels.long\(\)"):
-        model.loss(coarse, features, image, torch.zeros(2, 6, 8, 10))
-    one_channel = torch.zeros(2, 1, 6, 8, 10, dtype=torch.int64)
-    with pytest.raises(
-        ValueError,
-        match=r"labels must be \(2, D, H, W\), without a channel axis, got \(2, 1, 6, 8, 10\); use labels\[:, 0\]",
-    ):
-        model.loss(coarse, features, image, one_channel)
-    with pytest.raises(ValueError, match=r"labels must be \(2, D, H, W\), got \(1, 6, 8, 10\)"):
-        model.loss(coarse, features, image, one_channel[:1, 0])
-    with pytest.raises(ValueError, match=r"labels must be \(2, D, H, W\), got \(2, 8, 10\)"):
-        model.loss(coarse, features, image, one_channel[:, 0, 0])
-    with pytest.raises(ValueError, match=r"labels must be \(2, H, W\), without a channel axis, got \(2, 1, 8, 10\)"):
-        model.loss(coarse[:, :, 0], features, image, one_channel[:, :, 0])
-
-
-# ---- the two heads
-
-
-def test_the_default_reads_windows_of_the_image_and_trains_on_cross_entropy_and_dice():
-    model = PointRend(classes=3, features={"fine": 4}, image_channels=2)
-    assert model.head.features == 4 + 27 * 2
-    assert model.sampling == PointSampling(num_points=2048, oversample_ratio=10, importance_ratio=1)
-    assert model.dice_weight == 1
-    flat = PointRend(classes=3, features={"fine": 4}, image_channels=2, ndim=2)
-    assert flat.head.features == 4 + 9 * 2
-    assert PointRend(classes=3, features={"fine": 4}, windows={"fine": 3}).head.features == 27 * 4
-
-
-def test_the_head_of_the_paper_is_one_constructor_away():
-    model = PointRend.paper(classes=3, features={"fine": 4}, image_channels=2, num_points=99)
-    assert model.head.features == 4 + 2
-    assert [layer.out_features for layer in model.head.hidden] == [256] * 3
-    assert model.sampling == PointSampling(num_points=99, oversample_ratio=3, importance_ratio=0.75)
-    coarse, features, image = a_batch()
-    labels = torch.randint(0, 3, (2, 6, 8, 10))
-    _, logits, truth = model.training_logits(coarse, features, image, labels, generators=generators(0, 1))
-    loss = model.loss(coarse, features, image, labels, generators=generators(0, 1))
-    torch.testing.assert_close(loss, F.cross_entropy(logits, truth))
-    assert [layer.out_features for layer in PointRend.paper(classes=2, features={}, width=16).head.hidden] == [16] * 3
-
-
-def test_a_head_is_made_from_an_example():
-    coarse, features, image = a_batch()
-    model = PointRend.from_example(coarse, features, image, width=8, sampling=PointSampling(num_points=9))
-    assert model.head.features == 27 * 4 + 5 + 27 * 2  # `fine` and the image are on one grid, `deep` is coarser
-    labels = torch.randint(0, 3, (2, 6, 8, 10))
-    assert model.loss(coarse, features, image, labels).isfinite()
-    without = PointRend.from_example(coarse[:, :, 0], {"deep": features["deep"][:, :, 0]})
-    assert (without.head.features, without.head.ndim) == (5, 2)
-
-
-def test_settings_of_the_loss_are_checked_on_construction():
-    with pytest.raises(ValueError, match="dice_weight must be at least 0, got -1"):
-        a_model(dice_weight=-1)
-    with pytest.raises(ValueError, match=r"quotas must be one share per class, 3 here, got \(0.5,\)"):
-        a_model(sampling=PointSampling(quotas=(0.5,)))
-    with pytest.raises(ValueError, match="features must not be named 'image' where the head reads the image too"):
-        a_model(features={"image": 3})
-
-
-# ---- training
-
-
-def test_the_loss_is_cross_entropy_and_dice_at_the_points_labels():
-    model = a_model(dice_weight=0.5, sampling=PointSampling(num_points=40, ignore=7))
-    coarse, features, image = a_batch()
-    labels = torch.randint(0, 3, (2, 6, 8, 10))
-    labels[0, :3] = 7
-    points, logits, truth = model.training_logits(coarse, features, image, labels, generators=generators(4, 5))
-    assert torch.equal(truth, labels.flatten(1).gather(1, flat_index(points, (6, 8, 10))))
-    cross_entropy, dice = point_losses(logits, truth, 7)
-    torch.testing.assert_close(cross_entropy, -logits.log_softmax(1).gather(1, truth[:, None]).mean())
-    expected = cross_entropy + 0.5 * dice
-    loss = model.loss(coarse, features, image, labels, generators=generators(4, 5))
-    torch.testing.assert_close(loss, expected)
-
-
-def test_the_loss_of_an_echo_head_is_that_of_up_sampled_logits_for_dense_points():
-    coarse = torch.randn(1, 3, 3, 4)
-    labels = torch.randint(0, 3, (1, 6, 8))
-    sampling = PointSampling(num_points=20000, importance_ratio=0)
-    model = Echo(classes=3, features={}, sampling=sampling, dice_weight=0)
-    losses = [model.loss(coarse, {}, None, labels, generators=generators(seed)) for seed in (0, 1)]
-    torch.testing.assert_close(losses[0], F.cross_entropy(upsample(coarse, (6, 8)), labels), atol=0.02, rtol=0)
-    assert losses[0] != losses[1]
-
-
-def test_gradients_reach_the_head_the_features_and_the_coarse_logits():
-    model = a_model(sampling=PointSampling(num_points=100))
-    coarse, features, image = a_batch()
-    leaves = [coarse, *features.values()]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    labels = torch.randint(0, 3, (2, 6, 8, 10))
-    model.loss(coarse, features, image, labels, generators=generators(0, 1)).backward()
-    for parameter in (*leaves, *model.parameters()):
-        assert (parameter.grad != 0).any()
-    assert sum(p.numel() for p in model.parameters()) == 14 * 8 + 8 + 2 * (11 * 8 + 8) + 11 * 3 + 3
-
-
-def test_a_batch_of_ignored_voxels_costs_nothing_but_has_a_gradient():
-    model = a_model(sampling=PointSampling(num_points=30, ignore=255))
-    coarse, features, image = a_batch()
-    labels = torch.full((2, 6, 8, 10), 255)
-    loss = model.loss(coarse.requires_grad_(), features, image, labels, generators=generators(0, 1))
-    loss.backward()
-    assert loss.item() == 0
-    assert (coarse.grad == 0).all()
-
-
-def test_no_points_cost_nothing():
-    coarse, features, image = a_batch()
-    labels = torch.zeros(2, 6, 8, 10, dtype=torch.int64)
-    assert a_model(sampling=PointSampling(num_points=0)).loss(coarse, features, image, labels).item() == 0
-
-
-def test_samples_weigh_the_same_however_many_points_count():
-    model = a_model(sampling=PointSampling(num_points=30, ignore=255))
-    coarse, features, image = a_batch()
-    labels = torch.randint(0, 3, (2, 6, 8, 10))
-    labels[1] = 255
-    both = model.loss(coarse, features, image, labels, generators=generators(0, 1))
-    first = {name: maps[:1] for name, maps in features.items()}
-    alone = model.loss(coarse[:1], first, image[:1], labels[:1], generators=generators(0))
-    torch.testing.assert_close(both, alone / 2)
-
-
-def test_half_precision_features_are_read():
-    model = a_model()
-    coarse, features, image = a_batch()
-    low = {name: maps.bfloat16() for name, maps in features.items()}
-    points = torch.rand(2, 20, 3)
-    at_points = sample_at(coarse, points)
-    full, half = (model.predict_points(points, at_points, maps, image) for maps in (features, low))
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(full, half, atol=0.2, rtol=0.1)
-
-
-# ---- refinement
 
 
 @settings(deadline=None, max_examples=60)
@@ -521,3 +260,48 @@ def test_numbers_out_of_range_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             model.refine(coarse, features, image, **{"size": (6, 8, 10)} | options)
+
+
+# ---- other input
+
+
+def refine(**change):
+    model = PointRend(classes=3, features={"fine": 2})
+    arguments = {"coarse": COARSE, "features": FINE, "image": None, "size": (8, 10, 12), "num_points": 9} | change
+    return model.refine(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"coarse": COARSE.clone().fill_(float("nan"))}, ValueError, "logits must be finite .* got NaN or infinity"),
+        ({"coarse": COARSE.int()}, TypeError, "logits must be float16, .* got torch.int32"),
+        ({"coarse": COARSE[0, 0]}, ValueError, "size must be 1 whole numbers"),
+        ({"coarse": COARSE[:, :2]}, ValueError, r"coarse must have 3 classes, got \(1, 2, 9\)"),
+        (
+            {"features": {"fine": FINE["fine"][:, :, 0]}},
+            ValueError,
+            r"features\['fine'\] must have 2 channels, .*, got \(1, 2, 10, 12\)",
+        ),
+        ({"features": {}}, ValueError, r"\['fine'\] missing from \[\]"),
+        ({"size": (8, 10)}, ValueError, r"size must be 3 whole numbers of at least 1, got \(8, 10\)"),
+        ({"size": (8, 10, 0)}, ValueError, r"size must be 3 whole numbers of at least 1, got \(8, 10, 0\)"),
+    ],
+)
+def test_refinement_refuses(change, error, message):
+    with pytest.raises(error, match=message):
+        refine(**change)
+
+
+def test_one_class_has_nothing_to_refine():
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
+        PointRend(classes=1, features={"fine": 2})
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 1), (1, 20, 3)])
+def test_axes_of_one_voxel_and_targets_smaller_than_the_source(size):
+    coarse, fine = COARSE[:, :, :1], {"fine": FINE["fine"][:, :, :1]}
+    refined = refine(coarse=coarse, features=fine, size=size)
+    dense = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")
+    assert torch.equal(refined.unrefined.long(), dense.argmax(1))
+    assert refined.labels.shape == (1, *size)

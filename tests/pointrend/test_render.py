@@ -262,3 +262,12 @@ def test_float64_beyond_float32_is_refused():
 def test_bad_input_is_refused(logits, arguments, error, message):
     with pytest.raises(error, match=message):
         render_labels(logits, **({"size": (8, 9)} | arguments))
+
+
+def test_an_infinite_class_is_refused_and_a_very_low_one_is_not():
+    logits = torch.randn(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[:, 2] = -1e30
+    assert set(render_labels(logits, (8, 9, 10)).unique().tolist()) <= {0, 1}
+    logits[:, 2] = -torch.inf
+    with pytest.raises(ValueError, match="logits must be finite"):
+        render_labels(logits, (8, 9, 10))

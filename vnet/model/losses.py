@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pointrend.losses import soft_dice_loss
+from pointrend.head import soft_dice_loss
 from vnet.core.config import TrainingConfig
 from vnet.model.layers import upsample
 
