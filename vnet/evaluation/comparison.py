@@ -6,6 +6,7 @@ unrefined output of the same checkpoint (`pointrend_s2:unrefined`). Comparisons 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,13 @@ from vnet.evaluation.metrics import HIGHER_IS_BETTER
 from vnet.evaluation.pairs import (
     MEAN,
     case_means,
+    pair_rows,
     refuse_contradictions,
     structure_pairs,
     unpaired,
 )
 from vnet.evaluation.statistics import Paired, SeedSpread, holm, summarise
-from vnet.evaluation.study_tables import UNREFINED, Study
+from vnet.evaluation.study_tables import KEYS, UNREFINED, Study
 from vnet.evaluation.verdicts import verdict
 
 USUAL = (
@@ -205,3 +207,27 @@ def _judged(difference: Difference, p_holm: dict[str, float], margin: float | No
         higher_is_better=HIGHER_IS_BETTER[d.metric],
     )
     return replace(d, p_holm=corrected, verdict=said)
+
+
+@dataclass(frozen=True)
+class Null:
+    """Mean foreground Dice of one arm with `first` seed minus that with `second` seed, over the folds of both."""
+
+    arm: str
+    first: int
+    second: int
+    summary: Paired
+
+
+def seed_nulls(study: Study) -> list[Null]:
+    """Every pair of seeds of every arm that share a case, of the final output."""
+    nulls = []
+    for arm in study.arms:
+        rows = study.side(arm).reset_index()
+        seeds = sorted(set(rows["seed"].tolist()))
+        of_seed = {seed: rows[rows["seed"] == seed].assign(seed=0).set_index(KEYS) for seed in seeds}
+        for first, second in itertools.combinations(seeds, 2):
+            table = case_means(pair_rows(of_seed[first], of_seed[second], "dice").scores)
+            if not table.empty:
+                nulls.append(Null(arm, first, second, summarise(table)))
+    return nulls

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vnet.evaluation.comparison import Difference, arm_means
+from vnet.evaluation.comparison import Difference, Null, arm_means
 from vnet.evaluation.metrics import HIGHER_IS_BETTER
-from vnet.evaluation.null import Null
 from vnet.evaluation.pairs import MEAN
 from vnet.evaluation.study_tables import Study
 from vnet.report.formatting import (

@@ -8,8 +8,7 @@ from html import escape
 from vnet.report import methods, provenance
 from vnet.report.cases import case_anchors, cases_table, worst_cases_table
 from vnet.report.figures import Figure
-from vnet.report.html import contents_html, figures_html, scroll_box, section_html, table_html
-from vnet.report.page_pictures import pictures_html
+from vnet.report.html import contents_html, figures_html, pictures_html, scroll_box, section_html, table_html
 from vnet.report.report import Report
 from vnet.report.sentences import QUESTION
 from vnet.report.style import STYLE

@@ -13,13 +13,14 @@ from vnet.core.errors import InputError
 from vnet.core.results import RunKey, shipped_results
 from vnet.evaluation.comparison import (
     Difference,
+    Null,
     compare,
     named_comparisons,
     refinement_comparisons,
+    seed_nulls,
     usual_comparisons,
     with_spread_of,
 )
-from vnet.evaluation.null import Null, seed_nulls
 from vnet.evaluation.pairs import MEAN
 from vnet.evaluation.refinement import ALL
 from vnet.evaluation.study_tables import Study, find_tables, read_study

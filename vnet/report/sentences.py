@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from vnet.evaluation.comparison import Difference
-from vnet.evaluation.null import Null
+from vnet.evaluation.comparison import Difference, Null
 from vnet.evaluation.pairs import MEAN, sides_of
 from vnet.evaluation.statistics import RUNS_TO_RESAMPLE
 from vnet.evaluation.study_tables import Study
