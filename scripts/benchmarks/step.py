@@ -14,7 +14,7 @@ import torch
 from scripts.benchmarks.fresh import call
 from scripts.benchmarks.rows import Row, paired, take_turns
 from vnet.core.config import ARMS, load_config
-from vnet.core.hardware import keep_memory, peak_memory_mib, set_threads
+from vnet.core.hardware import keep_freed_memory, peak_memory_mib, set_threads
 from vnet.core.randomness import point_generators
 from vnet.model.losses import total_loss
 from vnet.model.profiling import count_multiply_adds
@@ -84,7 +84,7 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
 def peak(arm: str, config_file: str, size: list[int], batch: int) -> Row:
     """Peak memory in MiB of a process that makes three steps of an arm, the libraries included."""
     set_threads(0)
-    keep_memory()
+    keep_freed_memory()
     step, _ = step_of(arm, config_file, *random_batch(tuple(size), batch))
     for _ in range(3):
         step()
@@ -94,7 +94,7 @@ def peak(arm: str, config_file: str, size: list[int], batch: int) -> Row:
 def run(quick: bool = False) -> list[Row]:
     """Rows of the table; `quick` takes few turns of the smallest size."""
     set_threads(0)
-    keep_memory()
+    keep_freed_memory()
     rows = []
     for config_file in CONFIGS:
         patch = load_config(["--config", config_file]).training.patch

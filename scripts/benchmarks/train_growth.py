@@ -10,7 +10,7 @@ import torch
 from scripts.benchmarks.rows import Row
 from scripts.benchmarks.step import random_batch
 from vnet.core.config import load_config
-from vnet.core.hardware import keep_memory, set_threads
+from vnet.core.hardware import keep_freed_memory, set_threads
 from vnet.core.randomness import point_generators
 from vnet.model.losses import total_loss
 from vnet.model.profiling import count_multiply_adds
@@ -42,7 +42,7 @@ def measure(arm: str, side: int, classes: int, turns: int) -> Row:
 def run(quick: bool = False) -> list[Row]:
     """Sides 32 to 128 with 3 classes, then 2 to 25 classes at 96^3 (`quick`: smaller)."""
     set_threads(0)
-    keep_memory()
+    keep_freed_memory()
     sides, classes = ((32, 48), (2, 25)) if quick else ((32, 48, 64, 96, 128), (2, 8, 25))
     cases = [(side, 3) for side in sides] + [(sides[-1] if quick else 96, count) for count in classes]
     return [

@@ -20,7 +20,7 @@ from scripts.benchmarks.fresh import call
 from scripts.benchmarks.rows import Row, paired
 from scripts.benchmarks.step import random_batch
 from vnet.core.config import ARMS, load_config
-from vnet.core.hardware import keep_memory, peak_memory_mib, set_threads
+from vnet.core.hardware import keep_freed_memory, peak_memory_mib, set_threads
 from vnet.core.randomness import point_generators
 from vnet.model.losses import segmentation_terms
 from vnet.model.segmenter import build_model
@@ -95,7 +95,7 @@ def alone(name: str, size: list[int], batch: int, steps: int) -> Row:
         torch.set_num_threads(torch.get_num_threads())
     else:
         set_threads(0)
-        keep_memory()
+        keep_freed_memory()
     side, (image, labels) = build(name), random_batch(tuple(size), batch)
     seconds = [step(side, image, labels) for _ in range(steps + 1)][1:]
     return {"alone_s": round(statistics.median(seconds), 3), "peak_memory_mib": round(peak_memory_mib())}
@@ -143,5 +143,5 @@ def measure(size: tuple[int, int, int], batch: int, rounds: int, sides: tuple[st
 def run(quick: bool = False) -> list[Row]:
     """Rows of the table; `quick` takes one small size."""
     set_threads(0)
-    keep_memory()
+    keep_freed_memory()
     return measure((48, 64, 48), batch=1, rounds=3) if quick else measure((96, 96, 96), batch=1, rounds=5)

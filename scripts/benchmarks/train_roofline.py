@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from scripts.benchmarks.rows import Row
 from scripts.benchmarks.step import random_batch, step_of
-from vnet.core.hardware import keep_memory, set_threads
+from vnet.core.hardware import keep_freed_memory, set_threads
 
 STEPS = 3
 SHOWN = 14  # rows an arm; one row sums up the rest
@@ -115,7 +115,7 @@ def measure(arm: str, size: tuple[int, int, int], batch: int, ceiling: Row) -> l
 def run(quick: bool = False) -> list[Row]:
     """The ceilings first, then `pointrend_s2` and `dense`; `quick` takes the small size only."""
     set_threads(0)
-    keep_memory()
+    keep_freed_memory()
     ceiling = ceilings()
     rows: list[Row] = [{"operation": "ceilings", **ceiling}]
     sizes: list[tuple[tuple[int, int, int], int]] = [((48, 64, 48), 2)]

@@ -24,7 +24,7 @@ from scripts.nuclei.results import RunFolder
 from vnet.core.environment import environment
 from vnet.core.files import write_bytes
 from vnet.core.hardware import peak_memory_mib
-from vnet.core.progress import Bar
+from vnet.core.progress import ProgressBar
 from vnet.core.signals import Preempted, StopRequest
 from vnet.core.tables import read_table, write_table
 
@@ -85,7 +85,7 @@ def fit(
     shades = {i: normalised(images.images[i]) for i in [*parts["train"], *parts["validation"]]}
     spent = 0.0
     writer = SummaryWriter(str(folder), purge_step=first)
-    with StopRequest() as stop, Bar(f"{config.arm} seed {config.seed}", config.steps, first) as bar:
+    with StopRequest() as stop, ProgressBar(f"{config.arm} seed {config.seed}", config.steps, first) as bar:
         for step in range(first, config.steps):
             began = time.monotonic()
             for group in optimizer.param_groups:

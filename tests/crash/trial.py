@@ -19,7 +19,7 @@ import yaml
 from tests.crash.child import Place
 from tests.crash.same import differences
 from vnet.core.errors import RunFault
-from vnet.core.progress import Bar
+from vnet.core.progress import ProgressBar
 from vnet.data.phantoms import PhantomKind, write_phantoms
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -169,7 +169,7 @@ def run_trials(kills: int, folder: Path, script: Path, *, arm: str, seed: int, t
     rng = np.random.default_rng(seed)
     faults: list[str] = []
     kinds: Counter[str] = Counter()
-    with Bar("kills", kills) as bar:
+    with ProgressBar("kills", kills) as bar:
         bar.say(f"the undisturbed run: {arm}, {steps} steps")
         bench = Bench(folder, script, ["--arm", arm, "--threads", str(threads)], steps)
         reference = run_folder(bench.plain, arm)

@@ -24,6 +24,6 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`, which `vnet.core.devices.find_device` reads."""
+    """Add `--device`, which `vnet.core.hardware.find_device` reads."""
     help_text = "auto (the first GPU where there is one), cpu, cuda or cuda:N (default: auto)"
     parser.add_argument("--device", default="auto", help=help_text)

@@ -1,1 +1,1 @@
-"""What every other package stands on: config, errors, files, runs, distributed processes."""
+"""Config, errors, files, runs, kept results and distributed processes; imports no other package of vnet."""

@@ -1,7 +1,7 @@
-"""One run on several processes, as `torchrun` or SLURM's `srun` starts them; with one, nothing here does a thing.
+"""One run on several processes, as `torchrun` or SLURM's `srun` starts them; with one process each function is a no-op.
 
-Every process holds the whole model and makes its share of each batch; of cases it takes every n-th. What is read or
-written for all is done by the first process (rank 0). Importing this module imports neither torch nor Fabric.
+Every process holds the whole model and its share of each batch, and every n-th case of a list. Rank 0 alone reads and
+writes what is shared. Importing this module imports neither torch nor Fabric.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 M = TypeVar("M", bound="nn.Module")
-# The others wait this long while the first reads a whole data set; one that dies is noticed at once.
-PATIENCE = timedelta(hours=2)
-SECONDS_TO_STAY = 3.0
-CLAIM, CODE, LEFT = "vnet/first to speak", "vnet/exit code", "vnet/left"  # words in the store
+# Longer than rank 0 takes to read a whole data set; a process that dies is noticed at once.
+GROUP_TIMEOUT = timedelta(hours=2)
+SECONDS_FOR_PEERS = 3.0  # rank 0 waits at most this long for the others to end
+# Keys of the store that the processes share.
+ERROR_REPORTED, EXIT_CODE, ENDED = "vnet/error reported", "vnet/exit code", "vnet/ended"
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which process this is, as the launcher says: of all, and of those on this machine."""
+    """Number of this process and count of processes: over all machines, and on this machine (`local`)."""
 
     rank: int = 0
     world_size: int = 1
@@ -42,11 +43,11 @@ class RankInfo:
 
 
 def rank_info() -> RankInfo:
-    """From the environment: torchrun's, else that of a job step of SLURM, else a process alone."""
+    """The rank from the variables of torchrun, else of a SLURM job step, else of a single process."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         return RankInfo(*(int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-    # the batch script and an interactive shell carry SLURM_NTASKS too, but are no task
+    # a batch script and an interactive shell have SLURM_NTASKS too, but are no task
     if "SLURM_STEP_ID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         world = int(env.get("SLURM_NTASKS", 1))
         local = int(env.get("SLURM_NTASKS_PER_NODE", world // int(env.get("SLURM_NNODES", 1))))
@@ -55,21 +56,21 @@ def rank_info() -> RankInfo:
 
 
 def available_cores() -> int:
-    """CPU cores of this process: those the machine lets it use, divided among the processes there."""
+    """CPU cores for this process: those it may use, divided by the number of processes on this machine."""
     free, here = len(os.sched_getaffinity(0)), rank_info()
     bound = os.environ.get("SLURM_CPUS_PER_TASK") if here.world_size > 1 else None
     return min(free, int(bound)) if bound else max(free // here.local_world_size, 1)
 
 
 def launch_fabric(precision: str = "32-true", device: str = "auto") -> Fabric:
-    """Fabric on this process's device, with all processes of the launcher joined into one group (`leave` ends it).
+    """Fabric on this process's device; several processes are joined into one group, which `shutdown` ends.
 
     Args:
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        InputError: no such device, machines of unequal numbers of processes, or fewer GPUs than processes.
+        InputError: no such device, unequal numbers of processes on the machines, or fewer GPUs than processes.
         RunFault: the processes do not find each other.
     """
     import logging
@@ -83,7 +84,7 @@ def launch_fabric(precision: str = "32-true", device: str = "auto") -> Fabric:
     )
     from lightning_fabric.strategies import DDPStrategy
 
-    from vnet.core.devices import find_device
+    from vnet.core.hardware import find_device
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     here, found = rank_info(), find_device(device)
@@ -100,8 +101,8 @@ def launch_fabric(precision: str = "32-true", device: str = "auto") -> Fabric:
             devices=here.local_world_size,
             num_nodes=here.world_size // here.local_world_size,
             precision=precision,
-            # no buffer differs between processes: instance norm has none, synchronised batch norm keeps equal ones
-            strategy=DDPStrategy(timeout=PATIENCE, forward_sync_buffers=False, gradient_as_bucket_view=True),
+            # buffers are equal on all processes: instance norm has none, synchronised batch norm keeps them so
+            strategy=DDPStrategy(timeout=GROUP_TIMEOUT, forward_sync_buffers=False, gradient_as_bucket_view=True),
             plugins=[TorchElasticEnvironment() if "TORCHELASTIC_RUN_ID" in os.environ else SLURMEnvironment()],
         )
         fabric.launch()
@@ -115,7 +116,14 @@ def launch_fabric(precision: str = "32-true", device: str = "auto") -> Fabric:
 
 
 def require_equal_machines(here: RankInfo, gpus: int | None) -> None:
-    """Raises `InputError` where the processes cannot be laid out; `gpus` of this machine, None on the CPU."""
+    """Refuse a layout of processes that Fabric cannot run.
+
+    Args:
+        gpus: of this machine; None on the CPU.
+
+    Raises:
+        InputError: unequal numbers of processes on the machines, or fewer GPUs than processes.
+    """
     if here.world_size % here.local_world_size:
         raise InputError(
             f"{here.local_world_size} processes on this machine, {here.world_size} in all; start as many on every "
@@ -129,10 +137,13 @@ def require_equal_machines(here: RankInfo, gpus: int | None) -> None:
 
 
 def require_divisible(config: Config, device: str) -> None:
-    """Raises `InputError` where a training cannot be divided among the processes.
+    """Refuse a training that cannot be divided among the processes.
 
     Args:
-        device: its type, `cpu` or `cuda`.
+        device: type of the device, `cpu` or `cuda`.
+
+    Raises:
+        InputError: the batch is no multiple of the processes, or batch norm on several CPU processes.
     """
     world, faults = rank_info().world_size, []
     if config.training.batch % world:
@@ -150,14 +161,14 @@ def require_divisible(config: Config, device: str) -> None:
 
 
 def sync_batch_norm(model: M) -> M:
-    """The model, its batch norms counting over all processes; names and weights stay as they are."""
+    """The model with batch norms whose statistics span all processes; names and weights stay."""
     from torch import nn
 
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if is_distributed() else model
 
 
 def is_distributed() -> bool:
-    """Whether this process is joined with others."""
+    """Whether this process is joined with others in a group."""
     if "torch" not in sys.modules:
         return False
     from torch import distributed
@@ -170,13 +181,13 @@ def is_rank_zero() -> bool:
 
 
 def shard(items: Sequence[T]) -> list[T]:
-    """What this process does of a list: every n-th, maybe none."""
+    """This process's share of a list: every n-th item from its rank on; may be empty."""
     here = rank_info() if is_distributed() else RankInfo()
     return list(items[here.rank :: here.world_size])
 
 
 def gather(mine: T) -> list[T]:
-    """Everybody's value, by rank, on every process."""
+    """The values of all processes, ordered by rank, on every process."""
     if not is_distributed():
         return [mine]
     from torch import distributed
@@ -187,21 +198,21 @@ def gather(mine: T) -> list[T]:
 
 
 def unshard(parts: Sequence[Sequence[T]]) -> list[T]:
-    """The list whose shares (`shard`) are `parts`."""
+    """The list of which `parts` are the shares that `shard` makes."""
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
 
 
 def on_rank_zero(make: Callable[[], T]) -> T:
-    """What `make` returns on the first process, on every process; the others wait for it.
+    """The value that `make` returns on rank 0, sent to every process; the others wait.
 
     Raises:
-        FailedOnRankZero: on the others, where `make` raised on the first.
+        FailedOnRankZero: on the others, where `make` raised on rank 0.
     """
     if not is_distributed():
         return make()
     from torch import distributed
 
-    outcome: list[Any] = [None, None]  # value, exit code of a fault
+    outcome: list[Any] = [None, None]  # value, exit code of an error
     try:
         if is_rank_zero():
             outcome[0] = make()
@@ -216,7 +227,7 @@ def on_rank_zero(make: Callable[[], T]) -> T:
 
 
 def reduce_max(value: float) -> float:
-    """The highest value of any process."""
+    """The highest value over all processes, on every process."""
     if not is_distributed():
         return value
     import torch
@@ -227,8 +238,12 @@ def reduce_max(value: float) -> float:
     return float(shared.item())
 
 
-def start_mean(terms: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """Begin to average scalars over the processes, whose shares are equal; the result waits for it and gives them."""
+def start_all_reduce_mean(terms: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Start to average scalars over the processes; the function returned waits for the result and returns it.
+
+    Args:
+        terms: names and scalars, each the mean over this process's share; all shares are equally large.
+    """
     if not is_distributed():
         return lambda: dict(terms)
     import torch
@@ -246,14 +261,14 @@ def start_mean(terms: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
 
 
 def tensor_device() -> str:
-    """Device type of tensors that can be sent."""
+    """Type of the device that tensors must lie on to be sent."""
     from torch import distributed
 
     return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 
 
 class FailedOnRankZero(RunFault):
-    """Another process met a fault and says so; this one ends without a word."""
+    """Rank 0 met an error and reports it; this process ends silently with the same exit code."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__([])
@@ -261,63 +276,67 @@ class FailedOnRankZero(RunFault):
 
 
 def claim_error_report() -> bool:
-    """Whether no other process has reported a fault yet; then it is this one's to report.
+    """Whether this process is the one that reports an error: the first of all to ask.
 
-    Before the processes are joined one on each machine speaks: they do not know of each other.
+    Before the processes are joined one process of each machine reports, because they cannot ask each other.
     """
     if not is_distributed():
         return rank_info().local_rank == 0
     try:
-        return int(store().add(CLAIM, 1)) == 1
+        return int(store().add(ERROR_REPORTED, 1)) == 1
     except RuntimeError:
-        return False  # the first process, which holds the store, has gone and has had its say
+        return False  # rank 0, which holds the store, has ended and has reported its error
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error only says that another process has gone."""
+    """Whether an error only says that another process has ended."""
     return is_distributed() and isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
 
 
 def peer_exit_code() -> int | None:
-    """The exit code of the first process that left early, None where one went without a word."""
+    """The exit code of the first process that ended early, None where it was killed before it could store one."""
     try:
-        return int(store().get(CODE)) if store().check([CODE]) else None
+        return int(store().get(EXIT_CODE)) if store().check([EXIT_CODE]) else None
     except RuntimeError:
-        return RunFault.exit_code  # gone with the store
+        return RunFault.exit_code  # the store ended with its process
 
 
 def shutdown(code: int) -> None:
-    """End the group with this process's exit code; without it gloo aborts at exit now and then.
+    """Leave the group; gloo aborts at exit now and then (3 of 16 processes) where this call is missing.
 
-    With code 0 it waits for the others; with another it leaves them word of why they will miss it.
+    Args:
+        code: exit code of this process. With 0 it waits for the others, else it stores the code for them.
     """
     if not is_distributed():
         return
     from torch import distributed
 
-    words = store()
+    shared = store()
     with suppress(RuntimeError):
         if code == 0:
             distributed.barrier()
         else:
-            words.compare_set(CODE, "", str(code))
+            shared.compare_set(EXIT_CODE, "", str(code))
     with suppress(RuntimeError):
         distributed.destroy_process_group()
     if code:
-        wait_for_peers(words)
+        wait_for_peers(shared)
 
 
-def wait_for_peers(words: Any) -> None:
-    """Where the first process holds the store (torchrun holds it itself), it goes last: the others still read there."""
+def wait_for_peers(shared: Any) -> None:
+    """Keep rank 0 alive until the others have ended: it may hold the store that they still read.
+
+    Under torchrun the launcher holds the store.
+    """
     with suppress(RuntimeError):
-        gone, patience = words.add(LEFT, 1), time.monotonic() + SECONDS_TO_STAY
-        while is_rank_zero() and gone < rank_info().world_size and time.monotonic() < patience:
+        ended, deadline = shared.add(ENDED, 1), time.monotonic() + SECONDS_FOR_PEERS
+        while is_rank_zero() and ended < rank_info().world_size and time.monotonic() < deadline:
             time.sleep(0.02)
-            gone = words.add(LEFT, 0)
+            ended = shared.add(ENDED, 0)
 
 
 def store() -> Any:
-    """Where joined processes leave words for each other."""
+    """The key-value store of torch.distributed that joined processes share."""
     from torch import distributed
 
     return distributed.distributed_c10d._get_default_store()

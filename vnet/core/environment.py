@@ -1,4 +1,4 @@
-"""The software and hardware that a number depends on."""
+"""Versions and hardware that a result depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "monai", "lightning-fabric", "numpy", "numba", "nibabel")
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on, without the name of the machine."""
+    """Commit, Python, processor, cores and package versions; without the name of the machine."""
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -47,7 +47,7 @@ def portable_command(words: Sequence[str]) -> str:
 
 
 def commit() -> str:
-    """Commit of the code, `+` where tracked files differ from it, empty outside a checkout."""
+    """Commit of the code, followed by `+` where tracked files differ from it; empty outside a checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -60,6 +60,7 @@ def commit() -> str:
 
 
 def processor() -> str:
+    """Model of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

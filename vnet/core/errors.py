@@ -1,4 +1,4 @@
-"""The faults a user can mend, and how every script ends on one of them."""
+"""Errors that a user can mend, each printed as one line; every command ends with their exit code."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ SHOWN_FAULTS = 20
 class InputError(ValueError):
     """Bad input or configuration: one or more faults, each one line saying what, where, and how to mend it.
 
-    Scripts end with exit code 2 on it.
+    Commands end with exit code 2.
     """
 
     exit_code = 2
 
     def __init__(self, faults: str | Iterable[str]) -> None:
-        # one line a fault, whatever a file name or a header holds
+        # file names and headers may hold line breaks; a fault is one line
         lines = [faults] if isinstance(faults, str) else list(faults)
         self.faults = [" ".join(printable(line).split()) for line in lines]
         super().__init__("\n".join(self.faults))
 
     def report(self) -> str:
-        """At most `SHOWN_FAULTS` lines and the count of the rest."""
+        """The text for stderr: at most `SHOWN_FAULTS` faults and the count of the rest."""
         rest = len(self.faults) - SHOWN_FAULTS
         more = [f"... and {rest} more faults of this data set or command"] if rest > 0 else []
         return "\n".join(f"error: {line}" for line in self.faults[:SHOWN_FAULTS]) + "".join(
@@ -31,7 +31,7 @@ class InputError(ValueError):
 
 
 class RunFault(InputError):
-    """A fault met while running (a vanished file, too many non-finite steps): exit code 3."""
+    """An error while running, such as a vanished file or too many non-finite steps; exit code 3."""
 
     exit_code = 3
 
@@ -52,5 +52,5 @@ def raise_case_faults(faults: Sequence[str], *, done: int) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters made visible, so that a hostile file name cannot move the cursor."""
+    """`text` with control characters as escapes, so that no file name can control the terminal."""
     return "".join(char if char.isprintable() or char.isspace() else repr(char)[1:-1] for char in text)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written; links are never written through."""
+"""Files written whole: a crash leaves the old file or the new one. Writing never follows a link."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ PART = ".part"  # ends the names of files that are being written
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside, flush to disk, rename: at `path` lies the old file or the new one, never a torn one."""
+    """Write a temporary file beside `path`, flush it to disk and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     temporary.unlink(missing_ok=True)
     try:
-        with naming(path), temporary.open("xb") as file:  # x: a link of that name is not followed
+        with naming_path(path), temporary.open("xb") as file:  # x: a link of that name is not followed
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk its bytes are needed
+        temporary.unlink(missing_ok=True)  # frees its bytes on a full disk
         raise
 
 
 def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, for text in UTF-8."""
     write_bytes(path, text.encode())
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """What the system refuses inside is said of `path` where it names no file (a full disk never does)."""
+def naming_path(path: Path) -> Iterator[None]:
+    """Put `path` into an OSError raised inside that names no file, as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -46,21 +47,23 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_part(path: Path) -> bool:
-    """A file that a killed run had begun to write."""
+    """Whether `path` is a temporary file that a killed run left behind."""
     return path.name.startswith(".") and path.name.endswith(PART)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed run had begun to write."""
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files that killed runs left below a folder."""
     for path in folder.rglob(f".*{PART}"):
         path.unlink(missing_ok=True)
 
 
 def refuse_links(folder: Path, root: Path) -> None:
-    """Refuse links on the way from `root` to `folder` and in it: reading follows links, writing does not.
+    """Refuse links among the folders from `root` to `folder` and anywhere below `folder`.
+
+    Reading follows links, writing does not.
 
     Raises:
-        InputError: the links, a line each.
+        InputError: a line for each link.
     """
     way = [place for place in (folder, *folder.parents) if place != root and place.is_relative_to(root)]
     inside = [path for path in folder.rglob("*") if path.is_symlink()]
@@ -72,7 +75,7 @@ def refuse_links(folder: Path, root: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None where the file is missing or torn."""
+    """The object in a JSON file; None where the file is missing, damaged or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

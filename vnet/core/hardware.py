@@ -1,37 +1,105 @@
-"""Threads and memory of this process."""
+"""Devices, threads and memory of this process."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import resource
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
+from vnet.core.config.fields import is_device_name
 from vnet.core.distributed import available_cores
+from vnet.core.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first GPU where torch can use one, else the CPU.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` (the first GPU) or `cuda:N`.
+
+    Raises:
+        InputError: no such name, or no such GPU here.
+    """
+    if not is_device_name(name):
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name}")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = int(name.partition(":")[2] or 0)
+    if not count:
+        raise InputError(f"--device {name}: torch can use no GPU here; take --device auto or cpu")
+    if number >= count:
+        raise InputError(f"--device {name}: the GPUs here are cuda:0 to cuda:{count - 1}; name one of them")
+    return torch.device("cuda", number)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device for a log: the CPU with the threads of torch, a GPU with its model."""
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} thread{'s' * (threads != 1)})"
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """A context of mixed precision for `bf16-mixed` and `16-mixed`; a context without effect for `32-true`."""
+    kind = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]
+    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
+
+
+def set_threads(threads: int) -> None:
+    """Set the CPU threads of torch and numba.
+
+    Args:
+        threads: 0 takes every core that this process may use (`available_cores`).
+    """
+    import numba
+
+    count = threads or available_cores()
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def memory_limit_bytes() -> int:
+    """Memory that this process may take: that of the machine, or less where a container or `ulimit -v` says so."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue  # the file is missing or holds "max"
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return min(limits if soft == resource.RLIM_INFINITY else [*limits, soft])
+
+
 def peak_memory_mib() -> float:
-    """Highest memory of this process so far: on the GPU where it uses one, else resident."""
+    """Highest memory of this process so far in MiB: on the GPU where it uses one, else resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform == "linux":  # getrusage would tell the peak of the process that started this one, if it was larger
+    if sys.platform == "linux":
+        # not getrusage: it starts from the peak of the parent process, where that one was larger
         status = Path("/proc/self/status").read_text()
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, else KiB
 
 
 def reset_peak_memory(*, release: bool = True) -> bool:
-    """Start `peak_memory_mib` anew from what is held now; False where this system cannot (CPU, other than Linux).
+    """Restart `peak_memory_mib` from the memory held now; False where the system cannot (a CPU other than on Linux).
 
     Args:
-        release: first give freed memory back to the system; what is touched next is then slower, as it is fresh.
+        release: give freed memory back to the system first. Memory touched next is then fresh, which is slower.
     """
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
@@ -46,24 +114,13 @@ def reset_peak_memory(*, release: bool = True) -> bool:
     return True
 
 
-def set_threads(threads: int) -> None:
-    """CPU threads of torch and numba; 0 takes every core, or this process's part of them."""
-    import numba
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the next tensor instead of returning each large block to the system.
 
-    count = threads or available_cores()
-    torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory for the next tensor, where it would give each large one back to the system at once.
-
-    Fresh pages are cleared as they are first touched: the sum of two 96^3 volumes of 16 channels takes 22 ms in fresh
-    memory and 3 ms in kept memory (AMD EPYC). Does nothing where the C library is another.
-    Training asks for it, prediction does not: there, what it does to the peak memory of a large volume is not measured.
+    The system clears fresh pages when they are first touched: the sum of two 96^3 volumes of 16 channels takes 22 ms
+    in fresh memory and 3 ms in kept memory (AMD EPYC). Without glibc this function has no effect.
+    Training calls it. Prediction does not, because its effect on the peak memory of large volumes is not measured.
     """
-    import ctypes
-
     if sys.platform != "linux":
         return
     library = ctypes.CDLL(None)

@@ -8,12 +8,12 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from vnet.core.errors import InputError
-from vnet.core.files import naming
+from vnet.core.files import naming_path
 
 RUN_LOCK = "lock.json"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of file systems, such as some network ones
@@ -37,7 +37,7 @@ def open_locked(path: Path) -> int:
     """A descriptor of the file at `path`, made where it is missing and locked; closing it releases the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with naming(path):
+        with naming_path(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -45,8 +45,9 @@ def open_locked(path: Path) -> int:
                 if error.errno not in WITHOUT_LOCKS:
                     raise
         # the process that held the lock may have removed the file meanwhile: then this is the lock of no path
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
         os.close(descriptor)
 
 

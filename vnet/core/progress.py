@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line now and then in a log file; always on stdout."""
+"""Progress of long work on stdout: a live bar on a terminal, else a line every 20 seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vnet.core.errors import printable
 SECONDS_BETWEEN_LINES = 20.0
 
 
-class Bar:
+class ProgressBar:
     """Progress over `total` units, `done` of which were done before.
 
     Args:
@@ -38,9 +38,9 @@ class Bar:
             disable=not self.live,
         )
         self.task = self.bar.add_task(title, total=total, completed=done, note="")
-        self.started = self.spoken = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         self.bar.start()
         return self
 
@@ -50,17 +50,22 @@ class Bar:
         self.bar.stop()
 
     def advance(self, note: str = "", *, done: int | None = None) -> None:
-        """One unit more is done (or `done` in all)."""
+        """Count one more unit, or set the count.
+
+        Args:
+            note: shown beside the count.
+            done: units done in all; None adds one.
+        """
         self.done = self.done + 1 if done is None else done
         note = printable(note)
         self.bar.update(self.task, completed=self.done, note=note)
         now = time.monotonic()
-        if not self.live and (now - self.spoken >= SECONDS_BETWEEN_LINES or self.done == self.total):
-            self.spoken = now
+        if not self.live and (now - self.printed >= SECONDS_BETWEEN_LINES or self.done == self.total):
+            self.printed = now
             rate = (now - self.started) / max(self.done - self.first, 1)
             left = rate * (self.total - self.done)
             print(f"{self.title} {self.done}/{self.total} {note} {left / 60:.1f} min left", flush=True)
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Random numbers as a function of (seed, step, sample): a resumed or divided run draws the same."""
+"""Seeds as a function of (seed, step, sample): a resumed run and several processes draw the same numbers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-POINTS, DROPOUT = 1, 2  # purposes, so that no two uses share a stream
+POINTS, DROPOUT = 1, 2  # purposes; each has random numbers of its own
 
 
 def sample_seed(seed: int, step: int, sample: int, purpose: int) -> int:
-    """63 well-mixed bits of the four numbers."""
+    """A seed of 63 bits, well mixed from the four numbers."""
     words = np.random.SeedSequence([seed, step, sample, purpose]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 
 def point_generators(seed: int, step: int, samples: Iterable[int]) -> list[torch.Generator]:
-    """A generator per sample of the global batch, from which its training points are drawn."""
+    """One generator per sample, for its training points.
+
+    Args:
+        samples: numbers in the batch over all processes.
+    """
     return [torch.Generator().manual_seed(sample_seed(seed, step, sample, POINTS)) for sample in samples]

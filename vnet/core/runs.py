@@ -16,7 +16,7 @@ import yaml
 
 from vnet.core.config import Config, differing_keys, load_resolved
 from vnet.core.errors import InputError
-from vnet.core.files import is_part, naming, read_json, write_text
+from vnet.core.files import is_part, naming_path, read_json, write_text
 from vnet.core.locks import RUN_LOCK
 from vnet.core.results import kept_run
 
@@ -86,7 +86,7 @@ class Run:
 
     def log(self, line: str) -> None:
         path = self.folder / "log.txt"
-        with naming(path), path.open("a", encoding="utf-8") as file:
+        with naming_path(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop: noted here, obeyed by the loop between two steps, or at once outside of it."""
+"""Signals that ask a run to stop.
+
+In the training loop a handler sets a flag, which the loop reads after each step. Elsewhere a handler raises at once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ PREEMPTED, INTERRUPTED = 75, 130
 
 
 class Preempted(Exception):
-    """A signal asked the run to stop; what it needs to continue is on disk. `exit_code` is the script's."""
+    """A signal asked the run to stop; the run can continue from what is on disk.
+
+    Attributes:
+        exit_code: of the command.
+    """
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("stopped on request")
@@ -20,10 +27,10 @@ class Preempted(Exception):
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """While entered, SIGTERM and SIGUSR1 raise `Preempted(75)` where the program stands.
+    """Inside, SIGTERM and SIGUSR1 raise `Preempted(75)` at once.
 
-    For the parts of a run that leave nothing half done: reading and checking data, scoring. A `StopRequest` inside
-    takes over, for the training loop.
+    Reading and checking data and scoring may be interrupted anywhere. The training loop may not, and enters a
+    `StopRequest`, whose handlers replace these.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -38,9 +45,9 @@ def stopping_at_once() -> Iterator[None]:
 
 
 class StopRequest:
-    """While entered, SIGTERM and SIGUSR1 (as SLURM sends it) ask to stop with exit code 75, Ctrl-C with 130.
+    """Inside, signals set `exit_code`: 75 for SIGTERM and SIGUSR1 (which SLURM sends), 130 for Ctrl-C.
 
-    A second Ctrl-C is not held back.
+    A second Ctrl-C raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -49,10 +56,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self.before[number] = signal.signal(number, self.note)
+            self.before[number] = signal.signal(number, self.handle)
         return self
 
-    def note(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self.exit_code == INTERRUPTED:
                 raise KeyboardInterrupt

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vnet.core.errors import InputError
-from vnet.core.memory import memory_limit_bytes
-from vnet.core.progress import Bar
+from vnet.core.hardware import memory_limit_bytes
+from vnet.core.progress import ProgressBar
 from vnet.data.dataset import Case, Dataset
 from vnet.data.facts import CaseFacts, describe, foreground_voxels
 from vnet.data.fingerprints import Fingerprint, fingerprint
@@ -106,7 +106,7 @@ def read_cases(cases: list[Case], progress: bool) -> Iterator[tuple[Case, CaseFa
     with ThreadPoolExecutor(readers(cases)) as pool:
         waiting = {pool.submit(read_case, case): case for case in cases}
         try:
-            with Bar("checking volumes", len(cases)) if progress else nullcontext() as bar:
+            with ProgressBar("checking volumes", len(cases)) if progress else nullcontext() as bar:
                 for done in as_completed(waiting):
                     yield waiting[done], *done.result()
                     if bar is not None:

@@ -20,7 +20,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from vnet.core.errors import InputError
-from vnet.core.memory import memory_limit_bytes
+from vnet.core.hardware import memory_limit_bytes
 from vnet.data.file_kinds import FIRST_BYTES, content_fault, file_fault
 from vnet.data.grids import Grid
 from vnet.data.header_affine import is_coded, read_affine

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from vnet.core.errors import InputError
-from vnet.core.memory import memory_limit_bytes
+from vnet.core.hardware import memory_limit_bytes
 from vnet.data.checks import CheckResult
 from vnet.data.dataset import Dataset
 from vnet.data.facts import QUANTILES, CaseFacts, Intensities

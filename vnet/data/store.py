@@ -15,8 +15,8 @@ import numpy as np
 
 from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError, RunFault
-from vnet.core.files import naming
-from vnet.core.memory import memory_limit_bytes
+from vnet.core.files import naming_path
+from vnet.core.hardware import memory_limit_bytes
 from vnet.data.dataset import Case
 from vnet.data.fingerprints import fingerprint, require_unchanged
 from vnet.data.preprocessing import Preprocessing
@@ -165,7 +165,7 @@ def save_parts(stem: Path, prepared: PreparedCase) -> None:
         temporary = stem.with_name(f".{stem.name}_{part}.{os.getpid()}.{rank_info().rank}.part")
         temporary.unlink(missing_ok=True)
         try:
-            with naming(temporary), temporary.open("xb") as file:
+            with naming_path(temporary), temporary.open("xb") as file:
                 np.save(file, getattr(prepared, part), allow_pickle=False)
             temporary.replace(stem.with_name(f"{stem.name}_{part}.npy"))
         finally:

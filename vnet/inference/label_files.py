@@ -10,7 +10,7 @@ import numpy as np
 from vnet.core.distributed import gather, launch_fabric, rank_info, shard, unshard
 from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.hardware import set_threads
-from vnet.core.progress import Bar
+from vnet.core.progress import ProgressBar
 from vnet.data.remarks import print_findings
 from vnet.data.volumes import Volume, read_image
 from vnet.data.writing import write_labels, write_scaled
@@ -61,7 +61,7 @@ def predict_files(
     written: list[list[Path]] = []
     faults: list[str] = []
     mine = shard(list(cases.items()))
-    with Bar("predicting", len(mine)) as bar:
+    with ProgressBar("predicting", len(mine)) as bar:
         for name, files in mine:
             try:
                 predict_case(predictor, files, targets[name])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vnet.core.config import Config
-from vnet.core.devices import find_device
 from vnet.core.errors import InputError
+from vnet.core.hardware import find_device
 from vnet.core.runs import open_run
 from vnet.data.volumes import Volume, volume_from_array
 from vnet.inference.ensemble import Member, predict_together, tile_size

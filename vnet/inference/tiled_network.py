@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pointrend.reading import best_class, sample_at
 from vnet.core.config import Axes
-from vnet.core.devices import autocast
+from vnet.core.hardware import autocast
 from vnet.inference.mirroring import Mirror, mirrored, mirrored_box
 from vnet.inference.tiling import Blend, Box, TileGrid
 from vnet.model.network import VNetOutput

@@ -11,7 +11,7 @@ from pointrend.refine import PointRend
 from pointrend.sampling import PointSampling, training_voxels
 from vnet.core.config import Config, PointsConfig
 from vnet.core.errors import InputError
-from vnet.core.memory import memory_limit_bytes
+from vnet.core.hardware import memory_limit_bytes
 from vnet.model.losses import segmentation_terms
 from vnet.model.network import VNet, VNetOutput, build_network
 

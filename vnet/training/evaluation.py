@@ -10,7 +10,7 @@ from vnet.core.distributed import gather, launch_fabric, on_rank_zero, shard, un
 from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.files import refuse_links, write_text
 from vnet.core.hardware import set_threads
-from vnet.core.progress import Bar
+from vnet.core.progress import ProgressBar
 from vnet.core.runs import open_run
 from vnet.core.tables import write_table
 from vnet.data.dataset import Dataset
@@ -69,7 +69,7 @@ def evaluate_run(
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
     prepared = PreparedData(dataset, checked.content_hash, fold, trained.preprocessing, checked.fingerprints)
     unread: list[str] = []
-    with Bar("evaluating", len(shard(fold.val))) as bar:
+    with ProgressBar("evaluating", len(shard(fold.val))) as bar:
         validation = validate(
             trained.model.to(fabric.device),
             prepared,

@@ -14,8 +14,8 @@ import torch
 from vnet.core.config import Config
 from vnet.core.distributed import is_rank_zero, launch_fabric, on_rank_zero, reduce_max, require_divisible
 from vnet.core.environment import environment
-from vnet.core.files import refuse_links, sweep, write_bytes, write_text
-from vnet.core.hardware import keep_memory, set_threads
+from vnet.core.files import refuse_links, remove_parts, write_bytes, write_text
+from vnet.core.hardware import keep_freed_memory, set_threads
 from vnet.core.locks import RunLock
 from vnet.core.results import results_folder
 from vnet.core.runs import Run
@@ -46,7 +46,7 @@ def train_run(config: Config, *, command: str = "") -> Run:
     """
     fabric = launch_fabric(config.training.precision, config.device)
     set_threads(config.threads)
-    keep_memory()
+    keep_freed_memory()
     require_divisible(config, fabric.device.type)
     prepared = on_rank_zero(lambda: prepare_data(config))
     run = Run(config.run_folder, config.hash(prepared.content_hash))
@@ -117,7 +117,7 @@ def refuse_start(run: Run, config: Config, dataset: Dataset) -> None:
 
 def write_identity(run: Run, config: Config, prepared: PreparedData, command: str = "") -> None:
     """Write config, commit and data hash before anything else, so that a killed run can be identified."""
-    sweep(run.folder)
+    remove_parts(run.folder)
     data = {"data_set": prepared.dataset.name, "data_hash": prepared.content_hash}
     started = {"date": f"{datetime.now(UTC):%Y-%m-%d}"} | ({"command": command} if command else {})
     run.write_info(**environment(), **data, name=config.name, **started)

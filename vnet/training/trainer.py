@@ -13,12 +13,11 @@ import torch
 from lightning_fabric import Fabric
 
 from vnet.core.config import Config
-from vnet.core.devices import describe_device
-from vnet.core.distributed import reduce_max, shard, start_mean, sync_batch_norm
+from vnet.core.distributed import reduce_max, shard, start_all_reduce_mean, sync_batch_norm
 from vnet.core.errors import RunFault
-from vnet.core.files import naming
-from vnet.core.hardware import peak_memory_mib, reset_peak_memory
-from vnet.core.progress import Bar
+from vnet.core.files import naming_path
+from vnet.core.hardware import describe_device, peak_memory_mib, reset_peak_memory
+from vnet.core.progress import ProgressBar
 from vnet.core.randomness import DROPOUT, point_generators, sample_seed
 from vnet.core.runs import Run
 from vnet.core.signals import Preempted, StopRequest
@@ -96,8 +95,8 @@ class Trainer:
         with (
             closing(self.batches.stream(self.progress.step)) as batches,
             StopRequest() as stop,
-            Bar(self.config.arm, self.start(), self.progress.step) as bar,
-            naming(self.run.folder),
+            ProgressBar(self.config.arm, self.start(), self.progress.step) as bar,
+            naming_path(self.run.folder),
         ):
             while not self.finished:
                 unread.append(self.step(batches))
@@ -132,7 +131,7 @@ class Trainer:
         image, labels = self.fabric.to_device((image, labels))
         torch.manual_seed(sample_seed(config.seed, progress.step, self.samples[0], DROPOUT))
         terms = self.model(image, labels, point_generators(config.seed, progress.step, self.samples))
-        mean_terms = start_mean(terms)
+        mean_terms = start_all_reduce_mean(terms)
         self.fabric.backward(total_loss(terms, config.training))
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=config.training.clip_norm, error_if_nonfinite=False
@@ -151,7 +150,7 @@ class Trainer:
         terms = {name: term.detach() for name, term in terms.items()}
         return StepResult(progress.step - 1, seconds, rate, terms, loss.detach(), norm, dropped)
 
-    def read(self, result: StepResult, bar: Bar) -> None:
+    def read(self, result: StepResult, bar: ProgressBar) -> None:
         """Count, log and show the result of a step."""
         self.count_dropped(result)
         step = result.step + 1
@@ -209,11 +208,11 @@ class Trainer:
         names = self.prepared.fold.val
         self.progress.last_curves = {}
         reset_peak_memory()
-        with Bar("evaluating", len(shard(names))) as bar, naming(self.run.folder):
+        with ProgressBar("evaluating", len(shard(names))) as bar, naming_path(self.run.folder):
             validation = self.validator.validate(self.plain, self.progress.step, dice_alone=False, advance=bar.advance)
             self.keep_best(validation, bar.say)
         if not self.progress.evaluated:
-            with naming(self.run.folder):
+            with naming_path(self.run.folder):
                 self.log_points()
                 self.logger.finish(self.progress.step)
             self.progress.evaluated = True

@@ -1,16 +1,17 @@
-"""Devices by name, with and without GPUs."""
+"""Devices by name, with and without GPUs, and the memory of the process."""
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
 from vnet.core.config import load_config
-from vnet.core.devices import autocast, describe_device, find_device
 from vnet.core.distributed import launch_fabric
 from vnet.core.errors import InputError
+from vnet.core.hardware import autocast, describe_device, find_device, memory_limit_bytes
 
 
 @pytest.fixture
@@ -84,3 +85,15 @@ def test_a_run_is_opened_on_any_device(tmp_path: Path) -> None:
     Run(tmp_path, "0123").write_info()
     assert open_run(tmp_path)[1].device == "auto"
     assert open_run(tmp_path, ["--device", "cpu"])[1].device == "cpu"
+
+
+def test_the_memory_limit_is_that_of_the_process() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    machine = memory_limit_bytes()
+    assert machine > 2**28
+    low = 2**44 if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_AS, (low, hard))
+    try:
+        assert memory_limit_bytes() == min(machine, low)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
