@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vnet.core.errors import InputError, printable
-from vnet.core.progress import Bar
+from vnet.core.progress import ProgressBar
 from vnet.data.case_files import list_folder
 from vnet.data.file_kinds import stem
 from vnet.data.folds import kfold_folds
@@ -72,7 +72,7 @@ def synthesize_dataset(
     part = root.with_name(f".{root.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool, Bar("drawing images", len(maps)) as bar:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool, ProgressBar("drawing images", len(maps)) as bar:
             for done in pool.map(lambda path: write_case(part, path, meanings, model, seed), maps):
                 bar.advance(done)
         names = [stem(path) for path in maps]
