@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pointrend.boxes import Boxes, from_box, roi_align, sample_in_boxes, to_box, two_logits
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BoxRefinement",
     "Boxes",
+    "CoarseMaskHead",
     "box_training_logits",
     "box_training_voxels",
     "refine_boxes",
@@ -306,3 +307,29 @@ def _check_numbers(num_points: int | None, max_margin: float | None, steps: int,
         raise ValueError(f"max_margin must be at least 0, got {max_margin}")
     if steps < 1 or chunk < 1:
         raise ValueError(f"steps and chunk must be at least 1, got {steps} and {chunk}")
+
+
+class CoarseMaskHead(nn.Module):
+    """Logits of 7 x 7 bins from 14 x 14 features, by two hidden layers (PointRend, arXiv 1912.08193, section 4.1).
+
+    Args:
+        channels: of the features.
+        classes: K, background included, as torchvision counts them.
+        size: bins per axis; the features have twice as many.
+        width: channels of the hidden layers, 1024 in the paper.
+    """
+
+    def __init__(self, *, channels: int, classes: int, size: int = 7, width: int = 1024) -> None:
+        super().__init__()
+        self.classes, self.size = classes, size
+        self.reduce = nn.Conv2d(channels, channels, kernel_size=2, stride=2)
+        self.hidden = nn.Sequential(nn.Linear(channels * size**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.logits = nn.Linear(width, classes * size**2)
+        nn.init.normal_(self.logits.weight, std=0.001)
+        nn.init.zeros_(self.logits.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(R, K, size, size) from (R, C, 2 size, 2 size)."""
+        hidden = self.hidden(F.relu(self.reduce(features)).flatten(1))
+        logits: Tensor = self.logits(hidden)
+        return logits.view(len(features), self.classes, self.size, self.size)

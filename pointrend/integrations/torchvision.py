@@ -26,7 +26,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from pointrend.refine import PointRend
-from pointrend.roi import Boxes, BoxRefinement, box_training_logits, refine_boxes, roi_align
+from pointrend.roi import Boxes, BoxRefinement, CoarseMaskHead, box_training_logits, refine_boxes, roi_align
 from pointrend.sampling import PointSampling
 
 PAPER_SAMPLING = PointSampling.paper(num_points=14 * 14)  # per box, with the paper's k and beta
@@ -55,32 +55,6 @@ class GridPool(nn.Module):
         level = features[self.name]
         unit = unit_boxes(boxes, padded_size(level, image_shapes))
         return roi_align(level, unit, (self.size, self.size), self.samples)
-
-
-class CoarseMaskHead(nn.Module):
-    """Logits of 7 x 7 bins from 14 x 14 features, by two hidden layers (PointRend, arXiv 1912.08193, section 4.1).
-
-    Args:
-        channels: of the features.
-        classes: K, background included, as torchvision counts them.
-        size: bins per axis; the features have twice as many.
-        width: channels of the hidden layers, 1024 in the paper.
-    """
-
-    def __init__(self, *, channels: int, classes: int, size: int = 7, width: int = 1024) -> None:
-        super().__init__()
-        self.classes, self.size = classes, size
-        self.reduce = nn.Conv2d(channels, channels, kernel_size=2, stride=2)
-        self.hidden = nn.Sequential(nn.Linear(channels * size**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.logits = nn.Linear(width, classes * size**2)
-        nn.init.normal_(self.logits.weight, std=0.001)
-        nn.init.zeros_(self.logits.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(R, K, size, size) from (R, C, 2 size, 2 size)."""
-        hidden = self.hidden(F.relu(self.reduce(features)).flatten(1))
-        logits: Tensor = self.logits(hidden)
-        return logits.view(len(features), self.classes, self.size, self.size)
 
 
 @dataclass(frozen=True)
