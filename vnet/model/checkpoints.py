@@ -108,12 +108,14 @@ class Trained:
         preprocessing: how its images are prepared.
         structures: names by label value, 0 is background.
         in_channels: channels of its images.
+        training_images: content hashes of the images it was trained on; empty where the checkpoint does not say.
     """
 
     model: Segmenter
     preprocessing: Preprocessing
     structures: tuple[str, ...]
     in_channels: int
+    training_images: frozenset[str] = frozenset()
 
     def require_same_task(self, dataset: Dataset) -> None:
         """Raises `InputError` where a data set has other channels or structures."""
@@ -149,4 +151,6 @@ def load_model(run: Run, config: Config, checkpoint: str) -> Trained:
     structures = tuple(state["structures"])
     model = build_model(config, in_channels=state["in_channels"], classes=len(structures), ignore=state["ignore"])
     load_weights(model, state, path)
-    return Trained(model.eval(), Preprocessing.from_dict(state["preprocessing"]), structures, state["in_channels"])
+    preprocessing = Preprocessing.from_dict(state["preprocessing"])
+    images = frozenset(state.get("training_images", ()))
+    return Trained(model.eval(), preprocessing, structures, state["in_channels"], images)

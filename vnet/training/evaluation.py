@@ -13,11 +13,13 @@ from vnet.core.hardware import set_threads
 from vnet.core.progress import ProgressBar
 from vnet.core.runs import open_run
 from vnet.core.tables import write_table
+from vnet.data.checks import CheckResult, seen_cases
 from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
 from vnet.data.prepared import PreparedData, open_checked_dataset, prepare_data
+from vnet.data.remarks import name_some
 from vnet.evaluation.scores import CASE_COLUMNS
-from vnet.model.checkpoints import load_model
+from vnet.model.checkpoints import Trained, load_model
 from vnet.report.case_pictures import write_pictures
 from vnet.training.validation import Validation, validate
 
@@ -67,6 +69,7 @@ def evaluate_run(
         )
     if own and "steps" not in run.info():
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
+    warn_of_seen_cases(checked, fold, trained)
     prepared = PreparedData(dataset, checked.content_hash, fold, trained.preprocessing, checked.fingerprints)
     unread: list[str] = []
     with ProgressBar("evaluating", len(shard(fold.val))) as bar:
@@ -87,6 +90,17 @@ def evaluate_run(
         on_rank_zero(lambda: write_tables(target, validation, config, dataset))
     raise_case_faults(faults, done=len(validation.scores.cases))
     return target
+
+
+def warn_of_seen_cases(checked: CheckResult, fold: Fold, trained: Trained) -> None:
+    """Print the cases whose images the run was trained on, under whatever name and along whatever axes."""
+    seen = seen_cases({name: checked.facts[name] for name in fold.val}, trained.training_images)
+    if seen:
+        print(
+            f"warning: the run was trained on {len(seen)} of {len(fold.val)} cases (the same image): "
+            f"{name_some(seen)}; their scores say nothing of new cases",
+            flush=True,
+        )
 
 
 def write_tables(folder: Path, validation: Validation, config: Config, dataset: Dataset) -> None:

@@ -67,5 +67,6 @@ def save_state(
         "structures": list(dataset.structures),
         "in_channels": len(dataset.modalities),
         "ignore": dataset.ignore,
+        "training_images": sorted(prepared.image_hashes[name] for name in prepared.fold.train),
     }
     on_rank_zero(lambda: save_checkpoint(path, state))
