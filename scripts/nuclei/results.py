@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from scripts.nuclei.config import Config
 from vnet.core.errors import InputError
 from vnet.core.files import read_json, write_text
+from vnet.core.locks import file_lock
 from vnet.core.tables import read_table, write_table
 
 Rows = Sequence[Mapping[str, Any]]
@@ -67,7 +66,7 @@ def keep(config: Config, split: Rows, results: Path) -> None:
     info = read_json(config.folder / "run.json") or {}
     mine = {"arm": config.arm, "seed": config.seed}
     run = mine | {key: value for key, value in info.items() if not isinstance(value, (dict, list))}
-    with locked(results):
+    with file_lock(results / ".lock"):
         write_text(results / "config.yaml", replace(config, arm="all", seed=-1).to_yaml())
         write_text(results / "splits.json", json.dumps(list(split), indent=1) + "\n")
         _merge(results / "runs.csv", mine, [run])
@@ -80,11 +79,3 @@ def _merge(path: Path, mine: Mapping[str, Any], rows: Rows) -> None:
     joined = sorted([*others, *rows], key=lambda row: (str(row["arm"]), int(row["seed"])))  # stable within a run
     columns = list(dict.fromkeys(key for row in joined for key in row))
     write_table(path, [{key: row.get(key) for key in columns} for row in joined])
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time writes the tables of a folder."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

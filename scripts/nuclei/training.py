@@ -24,6 +24,7 @@ from scripts.nuclei.results import RunFolder
 from vnet.core.environment import environment
 from vnet.core.files import write_bytes
 from vnet.core.hardware import peak_memory_mib
+from vnet.core.locks import RunLock
 from vnet.core.progress import ProgressBar
 from vnet.core.signals import Preempted, StopRequest
 from vnet.core.tables import read_table, write_table
@@ -36,12 +37,23 @@ def train_run(config: Config, images: Images) -> bool:
     """Train and score one run, or continue it; False where it was done before.
 
     Raises:
-        InputError: the run's folder holds another experiment.
+        InputError: the run's folder holds another experiment, or another process makes this run.
         Preempted: a signal asked to stop; the same call continues.
     """
     folder = RunFolder(config, images.content_hash())
     if folder.is_done():
         return False
+    lock = RunLock(folder.path)
+    lock.acquire()
+    try:
+        _train_and_score(config, images, folder)
+    finally:
+        lock.release()
+    return True
+
+
+def _train_and_score(config: Config, images: Images, folder: RunFolder) -> None:
+    """Train from the last checkpoint on, then score the test images; the run's lock is held."""
     folder.start()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -67,7 +79,6 @@ def train_run(config: Config, images: Images) -> bool:
         }
         | environment(),
     )
-    return True
 
 
 def fit(

@@ -16,6 +16,7 @@ from scripts.nuclei.config import Config, load_config
 from scripts.nuclei.images import Images, instances, normalised, random_crop, read_images, split_by_likeness
 from tests.docs.pages import tables
 from vnet.core.errors import InputError
+from vnet.core.locks import RunLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,6 +282,13 @@ def test_a_study_from_training_to_tables(small):
     # done runs are passed over, and merging them again changes nothing
     train_study(config("--seeds", "[0,1]", "--arms", "[conv28,pointrend7]"), results)
     assert (results / "runs.csv").read_text() == runs
+    assert not list(Path("runs").rglob("lock.json"))
+    assert not (results / ".lock").exists()
+    held = RunLock(Path("runs/small/conv28/seed9"))
+    held.acquire()
+    with pytest.raises(InputError, match="seed9: in use by process"):
+        train_study(config("--seed", "9", "--arm", "conv28"), results)
+    held.release()
     with pytest.raises(InputError, match="holds another experiment"):
         train_study(config("--seed", "0", "--arm", "conv28", "--learning_rate", "0.002"), results)
 
