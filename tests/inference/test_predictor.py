@@ -85,13 +85,14 @@ def test_every_set_of_the_named_axes_is_seen() -> None:
     assert len(mirror_sets("zyx")) == 8
 
 
-@pytest.mark.parametrize("budget", [0, 2**30])
+@pytest.mark.parametrize("room", [0, 30_000, 2**30])
 @pytest.mark.parametrize("patch", [(16, 24, 20), (40, 40, 40)])
 def test_mirroring_a_symmetric_network_changes_nothing(
-    patch: tuple[int, int, int], budget: int, monkeypatch: pytest.MonkeyPatch
+    patch: tuple[int, int, int], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head reads the image itself, so that a point which lands elsewhere would show."""
-    monkeypatch.setattr("vnet.inference.segment.KEPT_FEATURE_BYTES", budget)
+    monkeypatch.setattr("vnet.inference.segment.KEPT_OF_DENSE", 0)
+    monkeypatch.setattr("vnet.inference.segment.KEPT_BYTES", room)
     plain = segment(model(Sharp), noise(), (25, 28, 40), patch=patch, **RULES)
     mirrored = segment(model(Sharp), noise(), (25, 28, 40), patch=patch, mirror=("z", "y", "x"), **RULES)
     torch.testing.assert_close(mirrored.coarse, plain.coarse)

@@ -92,13 +92,14 @@ def test_tiles_agree_with_one_pass(size: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("patch", [(16, 16, 16), (40, 40, 40)])
-@pytest.mark.parametrize("budget", [0, 2**30])
+@pytest.mark.parametrize("room", [0, 30_000, 2**30])
 def test_refining_every_voxel_asks_the_head_everywhere(
-    patch: tuple[int, int, int], budget: int, monkeypatch: pytest.MonkeyPatch
+    patch: tuple[int, int, int], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head sees the image itself, so that all refined labels are its sign: points land where they belong, from
     kept and from recomputed features."""
-    monkeypatch.setattr("vnet.inference.segment.KEPT_FEATURE_BYTES", budget)
+    monkeypatch.setattr("vnet.inference.segment.KEPT_OF_DENSE", 0)
+    monkeypatch.setattr("vnet.inference.segment.KEPT_BYTES", room)
     size = (37, 29, 23)
     image = torch.randn(1, *size, generator=torch.Generator().manual_seed(2))
     got = segment(known_model(2, head=True), image, size, patch=patch, overlap=0.25, refine=True, refine_fraction=1.0)

@@ -59,10 +59,12 @@ def predict_together(
         precision=config.inference.precision or config.training.precision,
     )
     rules = config.inference
-    for labels in (prediction.labels, prediction.unrefined)[: 2 if prediction.refined else 1]:
-        clean_components(
-            labels, 1000 * volume.voxel_ml, largest=rules.largest_component, min_mm3=rules.min_component_mm3
-        )
+    if rules.largest_component or rules.min_component_mm3:
+        versions = [prediction.labels] + ([prediction.unrefined] if prediction.refined else [])  # made from raw labels
+        for labels in versions:
+            clean_components(
+                labels, 1000 * volume.voxel_ml, largest=rules.largest_component, min_mm3=rules.min_component_mm3
+            )
     return prediction
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,9 +24,9 @@ class Prediction:
 
     Attributes:
         labels: (D, H, W) uint8 or uint16, refined where a head refines.
-        unrefined: the same without refinement (the same array where nothing was refined).
         refined: whether a head was asked; then `index` may still be empty.
         index: (n,) flat indices of the refined voxels, ascending.
+        unrefined_labels: (n,) labels there without refinement.
         uncertainty: (n,) second best minus best coarse logit there.
         refined_uncertainty: (n,) second best minus best logit of the head there.
         coarse: (K, d, h, w) logits on the canvas; of an ensemble their mean.
@@ -35,15 +36,24 @@ class Prediction:
     """
 
     labels: np.ndarray
-    unrefined: np.ndarray
     refined: bool
     index: np.ndarray
+    unrefined_labels: np.ndarray
     uncertainty: np.ndarray
     refined_uncertainty: np.ndarray
     coarse: Tensor
     canvas: Axes
     extent: tuple[float, ...]
     logits: Tensor | None = None
+
+    @cached_property
+    def unrefined(self) -> np.ndarray:
+        """(D, H, W) labels without refinement; `labels` itself where nothing was refined. Made when first read."""
+        if not self.refined:
+            return self.labels
+        labels = self.labels.copy()
+        labels.reshape(-1)[self.index] = self.unrefined_labels
+        return labels
 
     def uncertainty_map(self) -> np.ndarray:
         """(D, H, W) second best minus best coarse logit, on the working grid cut to `MAP_VOX` an axis, for pictures.

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pointrend.coordinates import voxel_centres
-from pointrend.reading import best_class, uncertainty
 from pointrend.render import render_labels
 from pointrend.uncertain import uncertain_voxels
 from vnet.core.config import Axes
+from vnet.inference.kept_features import dense_bytes
 from vnet.inference.mirroring import mirror_sets
 from vnet.inference.prediction import Prediction
+from vnet.inference.refinement import refine_labels
 from vnet.inference.tiled_network import TiledNetwork, mean_logits
 from vnet.inference.tiling import lay_tiles
 from vnet.model.segmenter import Segmenter
 
-# Features of tiles are kept for the refinement up to this; those of further tiles are computed again.
-KEPT_FEATURE_BYTES = 2**30
+# Features of tiles are kept for the refinement up to this share of what the logits of a dense network take, or up to
+# this many bytes in small volumes; other tiles go through the network twice.
+KEPT_OF_DENSE, KEPT_BYTES = 0.5, 2**26
 
 
 def segment(model: Segmenter, image: Tensor, size: Sequence[int], **rules: Any) -> Prediction:
@@ -67,22 +67,28 @@ def segment_together(
     """
     working = members[0][1].shape[1:]
     grid = lay_tiles(working, patch, overlap=overlap, align=members[0][0].network.output_stride)
-    padding = [p for n, m in zip(reversed(grid.canvas), reversed(working), strict=True) for p in (0, n - m)]
     extent = tuple(n / m for n, m in zip(working, grid.canvas, strict=True))
     refined = refine and any(model.head is not None for model, _ in members)
-    budget = KEPT_FEATURE_BYTES // len(members) if refined else 0
+    classes = members[0][0].network.logits.out_channels
+    room = max(int(KEPT_OF_DENSE * dense_bytes(classes, grid.canvas)), KEPT_BYTES) if refined else 0
     networks = [
         TiledNetwork(
-            model, F.pad(image, padding), grid, budget=budget, mirrors=mirror_sets(mirror), precision=precision
+            model,
+            image,
+            grid,
+            room=room // len(members),
+            mirrors=mirror_sets(mirror),
+            max_margin=max_margin,
+            precision=precision,
         )
         for model, image in members
     ]
     own, coarse = mean_logits(networks, keep=refined)
-    unrefined = np.asarray(render_labels(coarse[None], tuple(size), extent=extent)[0].cpu())
+    labels = np.asarray(render_labels(coarse[None], tuple(size), extent=extent)[0].cpu())
     if not refined:
         none = np.zeros(0, np.int64)
         empty = none.astype(np.float32)
-        return Prediction(unrefined, unrefined, False, none, empty, empty, coarse.cpu(), grid.canvas, extent)
+        return Prediction(labels, False, none, labels[:0].ravel(), empty, empty, coarse.cpu(), grid.canvas, extent)
     index, margins = uncertain_voxels(
         coarse,
         tuple(size),
@@ -90,44 +96,9 @@ def segment_together(
         max_margin=max_margin,
         extent=extent,
     )
-    labels = unrefined.copy()
+    index = index.cpu()
+    unrefined = labels.reshape(-1)[index.numpy()]
     logits = torch.zeros(len(coarse), len(index)) if keep_logits else None
-    refined_uncertainty = refine_tiles(networks, own, labels, index.cpu(), extent=extent, logits=logits)
-    kept = index.cpu().numpy(), margins.cpu().numpy(), refined_uncertainty.numpy()
-    return Prediction(labels, unrefined, True, *kept, coarse.cpu(), grid.canvas, extent, logits)
-
-
-def refine_tiles(
-    networks: Sequence[TiledNetwork],
-    own: Sequence[Tensor],
-    labels: np.ndarray,
-    index: Tensor,
-    *,
-    extent: tuple[float, ...],
-    logits: Tensor | None = None,
-) -> Tensor:
-    """Write the heads' labels at flat `index` into `labels`, each voxel read from the tile nearest to it.
-
-    Args:
-        networks: one a model.
-        own: the coarse logits of each model, which its own head reads.
-        logits: (K, n), filled with the heads' mean where given.
-
-    Returns:
-        (n,) second best minus best of the heads' mean.
-    """
-    flat, grid = labels.reshape(-1), networks[0].grid
-    points = voxel_centres(index, labels.shape) * torch.tensor(extent)  # unit cube of the canvas
-    owner, order = grid.nearest(points).sort(stable=True)
-    numbers, counts = owner.unique_consecutive(return_counts=True)
-    refined_uncertainty = torch.zeros(len(index))
-    for number, mine in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
-        total = torch.zeros(len(own[0]), len(mine))
-        for network, coarse in zip(networks, own, strict=True):
-            total += network.logits_at(number, points[mine], coarse)
-        total /= len(networks)
-        flat[index[mine].numpy()] = best_class(total[None])[0].numpy()
-        refined_uncertainty[mine] = uncertainty(total[None])[0]
-        if logits is not None:
-            logits[:, mine] = total
-    return refined_uncertainty
+    refined_uncertainty = refine_labels(networks, own, labels, index, extent=extent, logits=logits)
+    of_voxels = index.numpy(), unrefined, margins.cpu().numpy(), refined_uncertainty.numpy()
+    return Prediction(labels, True, *of_voxels, coarse.cpu(), grid.canvas, extent, logits)

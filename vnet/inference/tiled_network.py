@@ -6,28 +6,34 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pointrend.reading import best_class, sample_at
-from vnet.core.config import Axes
 from vnet.core.hardware import autocast
+from vnet.inference.kept_features import BlockGrid, KeptFeatures, keep_blocks
 from vnet.inference.mirroring import Mirror, mirrored, mirrored_box
-from vnet.inference.tiling import Blend, Box, TileGrid
+from vnet.inference.tiling import Blend, TileGrid
 from vnet.model.network import VNetOutput
 from vnet.model.segmenter import Segmenter
 
 POINTS_AT_ONCE = 65536
+Features = dict[str, Tensor]
 
 
 class TiledNetwork:
-    """The network over tiles, mirrored too; features are kept while they fit, else computed again when points are read.
+    """A network over the tiles of a volume and their mirrored copies.
 
-    Of a tile the part is kept that points are read from, and only where the tile holds more than one class: in a body
-    scan most tiles hold no surface.
+    For the points that are read later, features of each tile are kept near its most uncertain voxels, while there is
+    room; where others are read, the tile goes through the network once more. The features of a lone tile are kept
+    whole. Nothing is kept of a tile that holds one class alone: in a body scan most tiles hold no surface.
 
     Args:
-        image: (C, *canvas).
-        budget: bytes of features to keep.
+        model: in evaluation mode.
+        image: (C, D, H, W) on the working grid; beyond its ends the canvas is 0.
+        grid: the tiles.
+        room: bytes of features to keep.
         mirrors: sets of axes to mirror, () among them.
+        max_margin: voxels that are surer are not read; None where any may be.
         precision: arithmetic, as `training.precision`.
     """
 
@@ -37,20 +43,27 @@ class TiledNetwork:
         image: Tensor,
         grid: TileGrid,
         *,
-        budget: int,
+        room: int = 0,
         mirrors: Sequence[Mirror] = ((),),
+        max_margin: float | None = None,
         precision: str = "32-true",
     ) -> None:
-        self.model, self.image, self.grid, self.budget, self.mirrors = model, image, grid, budget, mirrors
-        self.precision = precision
+        self.model, self.image, self.grid, self.mirrors = model, image, grid, mirrors
+        self.room, self.max_margin, self.precision = room, max_margin, precision
         self.corners = grid.corners()
-        self.kept: dict[tuple[int, Mirror], tuple[Box, dict[str, Tensor]]] = {}
+        self.passes = len(self.corners) * len(mirrors)  # of tiles through the network that are left
+        self.kept: dict[tuple[int, Mirror], KeptFeatures] = {}
+        self.whole: dict[Mirror, Features] = {}
 
     def tile(self, number: int, mirror: Mirror = ()) -> Tensor:
         """(1, C, *tile) of the canvas, mirrored, on the model's device."""
-        here = (slice(start, start + n) for start, n in zip(self.corners[number], self.grid.tile, strict=True))
+        here = [slice(start, start + n) for start, n in zip(self.corners[number], self.grid.tile, strict=True)]
+        part = self.image[(slice(None), *here)]
+        missing = [n - m for n, m in zip(self.grid.tile, part.shape[1:], strict=True)]
+        if any(missing):
+            part = F.pad(part, [p for n in reversed(missing) for p in (0, n)])
         device = next(self.model.parameters()).device
-        return mirrored(self.image[(slice(None), *here)], mirror)[None].to(device)
+        return mirrored(part, mirror)[None].to(device)
 
     def predict(self, tile: Tensor) -> VNetOutput:
         """Coarse logits and features of a tile (1, C, *tile), in the arithmetic asked for."""
@@ -58,69 +71,69 @@ class TiledNetwork:
             return self.model.predict(tile)
 
     def logits(self, number: int) -> Tensor:
-        """(K, d, h, w) coarse logits of a tile, the mean over the mirrors."""
+        """(K, d, h, w) coarse logits of a tile, the mean over the mirrors; its features are kept on the way."""
         total: Tensor | None = None
         for mirror in self.mirrors:
             logits, features = self.predict(self.tile(number, mirror))
-            if features and self.budget > 0 and shows_surface(logits):
-                self.keep(number, mirror, features)
+            if features and self.room > 0:
+                self.keep(number, mirror, logits, features)
             one = mirrored(logits[0], mirror)
             total = one if total is None else total + one
         assert total is not None  # () is among the mirrors
         return total if len(self.mirrors) == 1 else total / len(self.mirrors)
 
-    def keep(self, number: int, mirror: Mirror, features: Mapping[str, Tensor]) -> None:
-        strides = [self.strides(feature) for feature in features.values()]
-        z, y, x = (max(steps) for steps in zip((1, 1, 1), *strides, strict=True))
-        box = self.grid.owned(number, (z, y, x))
-        there = mirrored_box(box, self.grid.tile, mirror)
-        parts = {name: cut(feature, there, self.strides(feature)) for name, feature in features.items()}
-        size = sum(part.numel() * part.element_size() for part in parts.values())
-        if size <= self.budget:
-            self.budget -= size
-            # contiguous copies let go of the rest; the only tile of a volume is not copied
-            self.kept[number, mirror] = box, {name: part.contiguous() for name, part in parts.items()}
+    def keep(self, number: int, mirror: Mirror, logits: Tensor, features: Features) -> None:
+        """Keep features of a tile: a lone one's whole, else the tile's share of the room that is left."""
+        if len(self.corners) == 1:
+            self.whole[mirror] = features
+            return
+        share, self.passes = self.room // self.passes, self.passes - 1
+        if shows_surface(logits):
+            box = mirrored_box(self.grid.owned(number), self.grid.tile, mirror)
+            grid = self.block_grid(features)
+            kept = keep_blocks(grid, box, logits, features, room=share, max_margin=self.max_margin)
+            self.kept[number, mirror] = kept
+            self.room -= sum(part.numel() * part.element_size() for part in kept.parts.values())
 
-    def strides(self, feature: Tensor) -> Axes:
-        d, h, w = (n // m for n, m in zip(self.grid.tile, feature.shape[2:], strict=True))
-        return d, h, w
+    def block_grid(self, features: Mapping[str, Tensor]) -> BlockGrid:
+        """The blocks that a tile and these maps of it divide into."""
+        strides = [(1, 1, 1), self.model.network.output_stride]
+        for feature in features.values():
+            d, h, w = (n // m for n, m in zip(self.grid.tile, feature.shape[2:], strict=True))
+            strides.append((d, h, w))
+        return BlockGrid.of(self.grid.tile, strides, self.model.points.window)
 
-    def read(self, number: int, mirror: Mirror, points: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """What the head reads of a mirrored tile, at points (N, 3) of the canvas's unit cube that are nearest to it.
+    def features(self, number: int, mirror: Mirror, image: Tensor, points: Tensor) -> Features:
+        """Feature maps of a mirrored tile that hold at least what is read at points; kept ones are given away.
 
-        Returns:
-            The points (1, N, 3) in the unit cube of a box of the tile, features (1, C, ...) and image (1, C, ...)
-            of that box. A tile is read once: kept features are dropped.
+        Args:
+            image: the tile, mirrored.
+            points: (N, 3) in its unit cube.
         """
-        image = self.tile(number, mirror)
-        box: Box = (slice(0, image.shape[2]), slice(0, image.shape[3]), slice(0, image.shape[4]))
-        if (number, mirror) in self.kept:
-            box, features = self.kept.pop((number, mirror))
-        else:
-            features = self.predict(image).features
-        local = self.grid.to_box(points, self.corners[number], box)
-        local[:, list(mirror)] = 1 - local[:, list(mirror)]
-        shown = cut(image, mirrored_box(box, self.grid.tile, mirror), (1, 1, 1))
-        return local[None].to(image.device), features, shown
+        if mirror in self.whole:
+            return self.whole.pop(mirror)
+        kept = self.kept.pop((number, mirror), None)
+        return kept.maps() if kept is not None and kept.cover(points) else self.predict(image).features
 
     def coarse(self) -> Tensor:
         """(K, d, h, w) logits on the coarse grid of the canvas, blended where tiles overlap."""
         if len(self.corners) == 1:
-            return self.logits(0)  # nothing to blend
+            return self.logits(0)
         network = self.model.network
         blend = Blend(classes=network.logits.out_channels, grid=self.grid, stride=network.output_stride)
         for number, corner in enumerate(self.corners):
             blend.add(self.logits(number), corner)
         return blend.result()
 
-    def logits_at(self, number: int, points: Tensor, coarse: Tensor) -> Tensor:
+    def logits_at(self, number: int, points: Tensor, coarse: Tensor, *, on_voxels: bool) -> Tensor:
         """(K, N) logits of the head at points read from a tile, the mean over the mirrors.
 
-        A model without a head gives its coarse logits.
+        A model without a head gives its coarse logits. A tile is read once.
 
         Args:
             points: (N, 3) in the unit cube of the canvas, nearest to this tile.
             coarse: (K, d, h, w), this model's own logits.
+            on_voxels: whether all points are voxel centres of the canvas; maps are then read by index.
         """
         head, device = self.model.head, self.image.device
         parts = points.split(POINTS_AT_ONCE)
@@ -129,11 +142,20 @@ class TiledNetwork:
             return torch.cat(at_points, dim=2)[0].to(device)
         total = torch.zeros(len(coarse), len(points))
         for mirror in self.mirrors:
-            local, features, image = self.read(number, mirror, points)
-            split = local.split(POINTS_AT_ONCE, dim=1), at_points, total.split(POINTS_AT_ONCE, dim=1)
+            local = self.grid.to_tile(points, self.corners[number])
+            local[:, list(mirror)] = 1 - local[:, list(mirror)]
+            image = self.tile(number, mirror)
+            features = self.features(number, mirror, image, local)
+            split = local.to(image.device).split(POINTS_AT_ONCE), at_points, total.split(POINTS_AT_ONCE, dim=1)
             for some, known, out in zip(*split, strict=True):
                 with autocast(image.device, self.precision):
-                    logits = head.predict_points(some, known.to(image.device), features, image)
+                    logits = head.predict_points(
+                        some[None],
+                        known.to(image.device),
+                        features,
+                        image,
+                        grid=self.grid.tile if on_voxels else None,
+                    )
                 out += logits[0].to(device)
         return total / len(self.mirrors)
 
@@ -142,12 +164,6 @@ def shows_surface(logits: Tensor) -> bool:
     """Whether more than one class wins somewhere in (1, K, ...) logits."""
     labels = best_class(logits)
     return bool((labels != labels.flatten()[0]).any())
-
-
-def cut(volume: Tensor, box: Box, strides: Axes) -> Tensor:
-    """The part of (1, C, ...) that a box, in voxels of stride 1, names."""
-    z, y, x = (slice(part.start // s, part.stop // s) for part, s in zip(box, strides, strict=True))
-    return volume[:, :, z, y, x]
 
 
 def mean_logits(networks: Sequence[TiledNetwork], *, keep: bool) -> tuple[list[Tensor], Tensor]:

@@ -1,7 +1,8 @@
-"""Overlapping tiles: where they lie, how their logits are blended, which tile a point is read from."""
+"""Overlapping tiles: their places, the tile that a point is read from, and the blending of their logits."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -29,41 +30,32 @@ class TileGrid:
     def corners(self) -> list[Axes]:
         return list(product(*self.starts))
 
-    def nearest(self, points: Tensor) -> Tensor:
-        """Tile (index into `corners`) whose centre is nearest, so that a point is seen with the most context.
+    def nearest(self, axis: int, places: Tensor) -> Tensor:
+        """Along one axis, the tile (index into `starts`) whose centre is nearest: it sees most around a point.
+
+        A voxel of the canvas belongs to the tile that is nearest along each axis.
 
         Args:
-            points: (N, 3) in the unit cube of the canvas.
+            places: (N,) positions along the axis, in voxels of the canvas.
         """
-        index = torch.zeros(len(points), dtype=torch.int64)
-        for axis, starts in enumerate(self.starts):
-            middle = self.tile[axis] / 2
-            borders = [(a + b) / 2 + middle for a, b in pairwise(starts)]
-            place = torch.bucketize(points[:, axis].contiguous() * self.canvas[axis], torch.tensor(borders))
-            index = index * len(starts) + place
-        return index
+        return torch.bucketize(places, torch.tensor(self._borders(axis)))
 
-    def owned(self, number: int, align: Axes) -> Box:
-        """The part of a tile, in its own voxels, that points nearest to it are interpolated from.
-
-        It ends on multiples of `align`, the largest stride of what is read there (a divisor of the tile), and
-        reaches one such voxel further than the points, which interpolation between voxel centres may read.
-        """
+    def owned(self, number: int) -> Box:
+        """The part of a tile, in its own voxels, that holds the points nearest to it."""
         parts = []
         for axis, start in enumerate(self.corners()[number]):
-            starts, length, step = self.starts[axis], self.tile[axis], align[axis]
-            place = starts.index(start)
-            borders = [0.0, *((a + b) / 2 - start + length / 2 for a, b in pairwise(starts)), float(length)]
-            first = int(borders[place] // step - 1) * step if place else 0
-            last = int(-(-borders[place + 1] // step) + 1) * step if place + 1 < len(starts) else length
-            parts.append(slice(max(first, 0), min(last, length)))
+            borders = [0.0, *self._borders(axis), float(self.canvas[axis])]
+            place = self.starts[axis].index(start)
+            parts.append(slice(math.floor(borders[place]) - start, math.ceil(borders[place + 1]) - start))
         return parts[0], parts[1], parts[2]
 
-    def to_box(self, points: Tensor, corner: Axes, box: Box) -> Tensor:
-        """Points of the canvas's unit cube in that of a box of the tile at `corner`."""
-        canvas = torch.tensor(self.canvas)
-        first = torch.tensor([start + part.start for start, part in zip(corner, box, strict=True)])
-        return (points * canvas - first) / torch.tensor([part.stop - part.start for part in box])
+    def _borders(self, axis: int) -> list[float]:
+        """Positions midway between the centres of neighbouring tiles, in voxels of the canvas."""
+        return [(a + b + self.tile[axis]) / 2 for a, b in pairwise(self.starts[axis])]
+
+    def to_tile(self, points: Tensor, corner: Axes) -> Tensor:
+        """Points (N, 3) of the canvas's unit cube in that of the tile at `corner`."""
+        return (points * torch.tensor(self.canvas) - torch.tensor(corner)) / torch.tensor(self.tile)
 
 
 def lay_tiles(size: Sequence[int], tile: Axes, *, overlap: float, align: Axes) -> TileGrid:
