@@ -46,6 +46,9 @@ class Ramp(nn.Module):
             means = means + slope * place.reshape(-1, *[1] * (2 - axis))
         return VNetOutput(torch.cat([torch.zeros_like(means), means], dim=1), {"encoder1": self.scale * image})
 
+    def first_stage(self, image: Tensor) -> Tensor:
+        return self.scale * image
+
 
 class Echo(PointRend):
     """A head that answers with the coarse logits it is given."""
@@ -91,7 +94,7 @@ def test_mirroring_a_symmetric_network_changes_nothing(
     patch: tuple[int, int, int], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head reads the image itself, so that a point which lands elsewhere would show."""
-    monkeypatch.setattr("vnet.inference.segment.KEPT_OF_DENSE", 0)
+    monkeypatch.setattr("vnet.inference.segment.saved_bytes", lambda *_: 0)
     monkeypatch.setattr("vnet.inference.segment.KEPT_BYTES", room)
     plain = segment(model(Sharp), noise(), (25, 28, 40), patch=patch, **RULES)
     mirrored = segment(model(Sharp), noise(), (25, 28, 40), patch=patch, mirror=("z", "y", "x"), **RULES)

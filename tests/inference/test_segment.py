@@ -43,6 +43,9 @@ class Averaging(nn.Module):
         means = F.avg_pool3d(image, self.output_stride)
         return VNetOutput(torch.cat([torch.zeros_like(means), means], dim=1), {"encoder1": image})
 
+    def first_stage(self, image: Tensor) -> Tensor:
+        return image
+
 
 class Known(PointRend):
     """A head whose answer at a point is the image there against 0."""
@@ -98,7 +101,7 @@ def test_refining_every_voxel_asks_the_head_everywhere(
 ) -> None:
     """The head sees the image itself, so that all refined labels are its sign: points land where they belong, from
     kept and from recomputed features."""
-    monkeypatch.setattr("vnet.inference.segment.KEPT_OF_DENSE", 0)
+    monkeypatch.setattr("vnet.inference.segment.saved_bytes", lambda *_: 0)
     monkeypatch.setattr("vnet.inference.segment.KEPT_BYTES", room)
     size = (37, 29, 23)
     image = torch.randn(1, *size, generator=torch.Generator().manual_seed(2))

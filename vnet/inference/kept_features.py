@@ -19,7 +19,7 @@ from pointrend.reading import best_class, uncertainty
 from vnet.core.config import Axes
 from vnet.inference.tiling import Box
 
-BLOCK_VOX = (8, 16, 32)  # edge of a block: the first that fits
+BLOCK_VOX = (4, 8, 16, 32)  # edge of a block: the first that fits
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,13 @@ class BlockGrid:
     reach: Axes
 
     @classmethod
-    def of(cls, tile: Axes, strides: Sequence[Axes], window: int) -> BlockGrid:
-        """Blocks for maps of these strides, read by interpolation and by windows of `window` voxels."""
+    def of(cls, tile: Axes, strides: Sequence[Axes]) -> BlockGrid:
+        """Blocks for maps of these strides that are read at points."""
         blocks, reach = [], []
         for voxels, steps in zip(tile, zip(*strides, strict=True), strict=True):
-            # interpolation reads the next voxel of the coarsest map, a window half its size more of the finest
-            touched = max(*steps, 1 + window // 2)
-            fitting = [n for n in BLOCK_VOX if voxels % n == 0 and n % max(steps) == 0 and n >= touched]
+            fitting = [n for n in BLOCK_VOX if voxels % n == 0 and n % max(steps) == 0]
             blocks.append(fitting[0] if fitting else voxels)
-            reach.append(touched)
+            reach.append(max(steps))  # interpolation reads the next voxel of the coarsest map
         return cls(tile, (blocks[0], blocks[1], blocks[2]), (reach[0], reach[1], reach[2]))
 
     @property
@@ -150,6 +148,7 @@ def keep_blocks(
     return KeptFeatures(grid, mask, parts, {name: map_.shape for name, map_ in features.items()})
 
 
-def dense_bytes(classes: int, canvas: Axes) -> int:
-    """Bytes of the blended logits of a network without a coarse output, and of their weights."""
-    return 4 * (classes + 1) * math.prod(canvas)
+def saved_bytes(classes: int, canvas: Axes, stride: Axes) -> int:
+    """Bytes that blended logits and their weights at `stride` take less than those of a dense network."""
+    voxels = math.prod(canvas)
+    return 4 * (classes + 1) * (voxels - voxels // math.prod(stride))

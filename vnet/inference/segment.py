@@ -15,7 +15,7 @@ from torch import Tensor
 from pointrend.render import render_labels
 from pointrend.uncertain import uncertain_voxels
 from vnet.core.config import Axes
-from vnet.inference.kept_features import dense_bytes
+from vnet.inference.kept_features import saved_bytes
 from vnet.inference.mirroring import mirror_sets
 from vnet.inference.prediction import Prediction
 from vnet.inference.refinement import refine_labels
@@ -23,9 +23,9 @@ from vnet.inference.tiled_network import TiledNetwork, mean_logits
 from vnet.inference.tiling import lay_tiles
 from vnet.model.segmenter import Segmenter
 
-# Features of tiles are kept for the refinement up to this share of what the logits of a dense network take, or up to
-# this many bytes in small volumes; other tiles go through the network twice.
-KEPT_OF_DENSE, KEPT_BYTES = 0.5, 2**26
+# Features of tiles are kept for the refinement as far as the logits of a dense network would take more memory than the
+# coarse ones, and at least this many bytes; other tiles go through the network twice.
+KEPT_BYTES = 2**26
 
 
 def segment(model: Segmenter, image: Tensor, size: Sequence[int], **rules: Any) -> Prediction:
@@ -66,17 +66,18 @@ def segment_together(
         precision: arithmetic of networks and heads, `32-true`, `bf16-mixed` or `16-mixed`.
     """
     working = members[0][1].shape[1:]
-    grid = lay_tiles(working, patch, overlap=overlap, align=members[0][0].network.output_stride)
+    network = members[0][0].network
+    grid = lay_tiles(working, patch, overlap=overlap, align=network.output_stride)
     extent = tuple(n / m for n, m in zip(working, grid.canvas, strict=True))
     refined = refine and any(model.head is not None for model, _ in members)
-    classes = members[0][0].network.logits.out_channels
-    room = max(int(KEPT_OF_DENSE * dense_bytes(classes, grid.canvas)), KEPT_BYTES) if refined else 0
+    saved = saved_bytes(network.logits.out_channels, grid.canvas, network.output_stride)
+    room = max(saved, KEPT_BYTES) // len(members) if refined else 0
     networks = [
         TiledNetwork(
             model,
             image,
             grid,
-            room=room // len(members),
+            room=room,
             mirrors=mirror_sets(mirror),
             max_margin=max_margin,
             precision=precision,

@@ -17,6 +17,7 @@ from vnet.model.network import VNetOutput
 from vnet.model.segmenter import Segmenter
 
 POINTS_AT_ONCE = 65536
+FIRST_STAGE = "encoder1"
 Features = dict[str, Tensor]
 
 
@@ -24,8 +25,9 @@ class TiledNetwork:
     """A network over the tiles of a volume and their mirrored copies.
 
     For the points that are read later, features of each tile are kept near its most uncertain voxels, while there is
-    room; where others are read, the tile goes through the network once more. The features of a lone tile are kept
-    whole. Nothing is kept of a tile that holds one class alone: in a body scan most tiles hold no surface.
+    room. The first stage, at full resolution, takes the most memory and the least time: it is not kept but made again.
+    Where features are read that are not kept, the whole tile goes through the network once more. Features of a lone
+    tile are kept whole. Nothing is kept of a tile that holds one class alone: most tiles of a body scan do.
 
     Args:
         model: in evaluation mode.
@@ -75,36 +77,38 @@ class TiledNetwork:
         total: Tensor | None = None
         for mirror in self.mirrors:
             logits, features = self.predict(self.tile(number, mirror))
-            if features and self.room > 0:
-                self.keep(number, mirror, logits, features)
+            self.keep(number, mirror, logits, features)
             one = mirrored(logits[0], mirror)
             total = one if total is None else total + one
         assert total is not None  # () is among the mirrors
         return total if len(self.mirrors) == 1 else total / len(self.mirrors)
 
     def keep(self, number: int, mirror: Mirror, logits: Tensor, features: Features) -> None:
-        """Keep features of a tile: a lone one's whole, else the tile's share of the room that is left."""
+        """Keep features of a tile: a lone one's whole, else blocks in the tile's share of the room that is left."""
+        if self.room == 0:
+            return
         if len(self.corners) == 1:
             self.whole[mirror] = features
             return
         share, self.passes = self.room // self.passes, self.passes - 1
-        if shows_surface(logits):
+        deep = {name: feature for name, feature in features.items() if name != FIRST_STAGE}
+        if deep and shows_surface(logits):
             box = mirrored_box(self.grid.owned(number), self.grid.tile, mirror)
-            grid = self.block_grid(features)
-            kept = keep_blocks(grid, box, logits, features, room=share, max_margin=self.max_margin)
+            grid = self.block_grid(deep)
+            kept = keep_blocks(grid, box, logits, deep, room=share, max_margin=self.max_margin)
             self.kept[number, mirror] = kept
             self.room -= sum(part.numel() * part.element_size() for part in kept.parts.values())
 
     def block_grid(self, features: Mapping[str, Tensor]) -> BlockGrid:
         """The blocks that a tile and these maps of it divide into."""
-        strides = [(1, 1, 1), self.model.network.output_stride]
+        strides = [self.model.network.output_stride]
         for feature in features.values():
             d, h, w = (n // m for n, m in zip(self.grid.tile, feature.shape[2:], strict=True))
             strides.append((d, h, w))
-        return BlockGrid.of(self.grid.tile, strides, self.model.points.window)
+        return BlockGrid.of(self.grid.tile, strides)
 
     def features(self, number: int, mirror: Mirror, image: Tensor, points: Tensor) -> Features:
-        """Feature maps of a mirrored tile that hold at least what is read at points; kept ones are given away.
+        """Feature maps of a mirrored tile that hold at least what is read at points; kept ones are given away once.
 
         Args:
             image: the tile, mirrored.
@@ -112,8 +116,15 @@ class TiledNetwork:
         """
         if mirror in self.whole:
             return self.whole.pop(mirror)
-        kept = self.kept.pop((number, mirror), None)
-        return kept.maps() if kept is not None and kept.cover(points) else self.predict(image).features
+        names, kept = self.model.points.features, self.kept.pop((number, mirror), None)
+        deep = any(name != FIRST_STAGE for name in names)
+        if deep and (kept is None or not kept.cover(points)):
+            return self.predict(image).features
+        maps = kept.maps() if kept is not None else {}
+        if FIRST_STAGE in names:
+            with autocast(image.device, self.precision):
+                maps[FIRST_STAGE] = self.model.network.first_stage(image)
+        return maps
 
     def coarse(self) -> Tensor:
         """(K, d, h, w) logits on the coarse grid of the canvas, blended where tiles overlap."""

@@ -185,6 +185,15 @@ class VNet(nn.Module):
         }
         return VNetOutput(crop(self.logits(x), size, self.output_stride), cropped)
 
+    def first_stage(self, image: Tensor) -> Tensor:
+        """The feature map `encoder1` alone, at about a sixth of the time of `forward` (small body, stride 4).
+
+        Args:
+            image: (B, C_in, D, H, W), sizes that the total stride divides.
+        """
+        features: Tensor = self.encoders[0](image)
+        return features
+
 
 def crop(volume: Tensor, size: Sequence[int], stride: Axes) -> Tensor:
     """The first ceil(size / stride) voxels of each axis."""
