@@ -120,6 +120,8 @@ def write_identity(run: Run, config: Config, prepared: PreparedData, command: st
     remove_parts(run.folder)
     data = {"data_set": prepared.dataset.name, "data_hash": prepared.content_hash}
     started = {"date": f"{datetime.now(UTC):%Y-%m-%d}"} | ({"command": command} if command else {})
+    if "date" in run.info():  # of the first start; a refused resume leaves run.json as it is
+        started = {}
     run.write_info(**environment(), **data, name=config.name, **started)
     write_text(run.folder / "config.yaml", config.to_yaml())
     folds = [{"train": fold.train, "val": fold.val} for fold in all_folds(prepared.dataset)]
