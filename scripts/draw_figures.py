@@ -18,8 +18,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # the packages of this checkout, and scripts/
 
-from vnet.commands.exit_codes import run_and_exit  # noqa: E402
-from vnet.commands.parser import CommandParser  # noqa: E402
+from vnet.commands.main import CommandParser, run_and_exit  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,10 +16,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # the packages of this checkout, and scripts/
 
-from vnet.commands.exit_codes import run_and_exit  # noqa: E402
-from vnet.commands.parser import CommandParser  # noqa: E402
-from vnet.core.errors import InputError  # noqa: E402
-from vnet.core.signals import Preempted  # noqa: E402
+from vnet.commands.main import CommandParser, run_and_exit  # noqa: E402
+from vnet.core.errors import InputError, Preempted  # noqa: E402
 
 COMMANDS = ("train", "predict", "compare")
 

@@ -13,8 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # the repository, not an installed copy, is what the page describes
 sys.path.insert(0, str(REPOSITORY))
 
-from vnet.commands.exit_codes import run_and_exit  # noqa: E402
-from vnet.commands.parser import CommandParser  # noqa: E402
+from vnet.commands.main import CommandParser, run_and_exit  # noqa: E402
 from vnet.core.config import Config  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "configuration.md"

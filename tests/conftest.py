@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.fixtures", "tests.made_runs"]
+pytest_plugins = ["tests.fixtures"]
 
 settings.register_profile("thorough")  # tests/errors/test_fuzz.py tries more examples under it
 TASK = "Task04_Hippocampus"

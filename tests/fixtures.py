@@ -1,16 +1,100 @@
-"""Small data sets, and configs that train on them in seconds."""
+"""Small data sets, configs that train on them in seconds, and run folders of made-up numbers.
+
+A world is a data set, a config and a trained run in a working folder; `run_vnet` runs `vnet` in it as from a shell.
+"""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
 
-from tests.errors.world import write_world
+from vnet.commands.main import main, run_and_exit
 from vnet.data.phantoms import PhantomKind, write_phantoms
+
+NAMES = "abcde"
+SIZE = (9, 10, 12)  # x, y, z in the file
+CONFIG = {
+    "network": {"width": 2, "kernel": 3, "norm": "instance", "down": [1, 1, 1], "up": [1, 1], "strides": [[2] * 3] * 2},
+    "points": {"num_points": 64},
+    "training": {"steps": 2, "batch": 2, "patch": [12, 12, 12], "validate_every": 0, "checkpoint_every": 1},
+    "study": {"arms": {"dense": {}, "pointrend_s2": {}}},
+    "threads": 1,
+}
+RUN = Path("runs/tiny/pointrend_s2/fold0_seed0")
+
+
+def write_world(folder: Path) -> None:
+    """`data/` with five cases of two structures, and `tiny.yaml`."""
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        label = np.zeros(SIZE, np.uint8)
+        label[2:5, 2:6, 2:7], label[5:8, 5:9, 6:11] = 1, 2
+        image = (rng.normal(100, 5, SIZE) + 40 * label).astype(np.float32)
+        write_volume(folder / f"data/imagesTr/{name}.nii.gz", image)
+        write_volume(folder / f"data/labelsTr/{name}.nii.gz", label)
+    description = {
+        "name": "World",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "near", "2": "far"},
+        "training": [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in NAMES],
+    }
+    (folder / "data/dataset.json").write_text(json.dumps(description))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+
+
+def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine, dtype=voxels.dtype).to_filename(path)
+
+
+def read_volume(path: str) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def describe(**changes: Any) -> None:
+    """Change keys of data/dataset.json; None takes one away."""
+    path = Path("data/dataset.json")
+    text = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in text.items() if value is not None}))
+
+
+def set_header(path: str, **fields: Any) -> None:
+    """Overwrite header fields of a .nii.gz, whatever they claim."""
+    raw = bytearray(gzip.decompress(Path(path).read_bytes()))
+    header = np.frombuffer(raw, nib.Nifti1Header.template_dtype, count=1)
+    for name, value in fields.items():
+        header[name][0] = value
+    Path(path).write_bytes(gzip.compress(bytes(raw)))
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder and the hash of its bytes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.stat().st_size < 2**26
+    }
+
+
+def run_vnet(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `vnet COMMAND WORDS` in this process, ended as the shell sees it."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run_and_exit(main, [command, *words])
+    shown = capsys.readouterr()
+    return int(end.value.code or 0), shown.out, shown.err
+
 
 TINY = {
     "network": {
@@ -75,3 +159,86 @@ def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     shutil.copytree(template, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+ARMS = {"dense": 0.0, "coarse_s2": -0.02, "pointrend_s2": 0.001, "coarse_s4": -0.06, "pointrend_s4": -0.015}
+COSTS = {"dense": 0.41, "coarse_s2": 0.20, "pointrend_s2": 0.22, "coarse_s4": 0.16, "pointrend_s4": 0.19}
+NAMED = {"comparisons": ["pointrend_s2 - coarse_s2", "pointrend_s4 - coarse_s4", "pointrend_s2 - dense"]}
+HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm,band_dice,truth_ml,thinness"
+
+
+def write_run(root: Path, arm: str, *, fold=0, seed=0, cases=12, offset=None, study=None, spread=0.01) -> Path:
+    """One run: structure `organ` near .9 and `vessel` near .7, each plus the arm's offset."""
+    folder = root / arm / f"fold{fold}_seed{seed}"
+    folder.mkdir(parents=True)
+    offset = ARMS[arm] if offset is None else offset
+    shared = np.random.default_rng(fold)
+    own = np.random.default_rng([fold, seed, *arm.encode()])
+    lines = [HEADER]
+    versions = [("false", 0.02), ("true", 0.0)] if arm.startswith("pointrend") else [("false", 0.0)]
+    for case in range(cases):
+        difficulty = 0.03 * shared.normal(size=2)
+        noise = spread * own.normal(size=2)
+        for refined, loss in versions:
+            for k, (structure, base) in enumerate((("organ", 0.9), ("vessel", 0.7))):
+                dice = np.clip(base + offset - loss + difficulty[k] + noise[k], 0, 1)
+                values = ",".join(
+                    f"{v:.6f}"
+                    for v in (dice, dice, 10 * (1 - dice), 2 * (1 - dice), dice, 2.0 - k + case / 9, 0.3 + 0.6 * k)
+                )
+                lines.append(f"{arm},{fold},{seed},case_{fold}_{case:02d},{structure},{refined},{values}")
+    (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+    info = {
+        "config_hash": f"{arm}{fold}{seed}",
+        "data_hash": "d",
+        "data_set": "Phantoms",
+        "commit": "abc123",
+        "python": "3.11.2",
+        "packages": {"torch": "2.13.0"},
+        "seconds_per_step": COSTS.get(arm, 0.3),
+        "seconds_per_case": 0.5,
+        "peak_memory_mib": 900.0,
+        "parameters": 1_000_000,
+        "multiply_adds": int(30e9 * COSTS.get(arm, 0.3)),
+    }
+    (folder / "run.json").write_text(json.dumps(info))
+    config = {"name": root.name, "arm": arm, "data": {"root": "/home/someone/Phantoms"}}
+    config |= {"metrics": {"tolerance_mm": 1.0}, "study": study or {}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    if len(versions) == 2:
+        rows = ["case,structure,distance_upto_mm,margin_upto,fixed,broken,unchanged,wrong_before"]
+        rows += [
+            f"case_{fold}_00,{structure},{mm},{margin},{30 - 5 * i},{10 - 3 * j},100,{60 - 10 * j}"
+            for structure in ("organ", "vessel", "all structures")
+            for i, mm in enumerate(("1.000000", "2.000000", "inf"))
+            for j, margin in enumerate(("0.250000", "0.500000", "inf"))
+        ]
+        (folder / "refinement.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Path]:
+    """`write_run`, as a fixture."""
+    return write_run
+
+
+@pytest.fixture
+def pair_folder(tmp_path: Path) -> Path:
+    """Two arms on one fold: what is enough to lay a report out."""
+    for arm in ("dense", "pointrend_s2"):
+        write_run(tmp_path / "toy", arm, cases=4, study=NAMED)
+    return tmp_path / "toy"
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five arms on two folds, not to be changed."""
+    root = tmp_path_factory.mktemp("study") / "toy"
+    for arm in ARMS:
+        for fold in (0, 1):
+            write_run(root, arm, fold=fold, study=NAMED)
+    picture = root / "pointrend_s2" / "fold0_seed0" / "pictures" / "worst_case.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"not decoded here")
+    return root

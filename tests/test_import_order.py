@@ -61,12 +61,12 @@ def test_imports_keep_the_order(path: Path) -> None:
         ("vnet.report.page", "vnet.evaluation.scores", False),
         ("vnet.data.store", "vnet.data.nifti", False),
         ("vnet.core.config.schema", "vnet.training.run", True),
-        ("vnet.core.checkout", "vnet", False),
+        ("vnet.core.environment", "vnet", False),
         ("pointrend.head", "vnet.model.layers", True),
         ("pointrend.integrations.monai", "scripts.benchmark", True),
         ("vnet.model.network", "pointrend.head", False),
         ("vnet.data.store", "scripts.figures", True),
-        ("scripts.benchmark", "vnet.commands.parser", False),
+        ("scripts.benchmark", "vnet.commands.main", False),
     ],
 )
 def test_an_arrow_against_the_order_is_seen(importer: str, imported: str, refused: bool) -> None:

@@ -18,8 +18,7 @@ from scripts.nuclei.detector import build_detector, detect, masks_in_boxes
 from scripts.nuclei.images import normalised, read_arrays
 from scripts.nuclei.training import load_checkpoint
 from vnet.core.errors import InputError
-from vnet.core.files import write_bytes
-from vnet.core.tables import write_table
+from vnet.core.files import write_bytes, write_table
 
 
 def predict_file(run: Path, file: Path, output: Path, *, boxes: Path | None = None, score: float = 0.5) -> int:

@@ -10,9 +10,7 @@ from typing import Any
 
 from scripts.nuclei.config import Config
 from vnet.core.errors import InputError
-from vnet.core.files import read_json, write_text
-from vnet.core.locks import file_lock
-from vnet.core.tables import read_table, write_table
+from vnet.core.files import file_lock, read_json, read_table, write_table, write_text
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -9,7 +9,7 @@ from scripts.nuclei.images import read_images, split_by_likeness
 from scripts.nuclei.mosaic import draw_mosaic
 from scripts.nuclei.results import keep
 from scripts.nuclei.training import train_run
-from vnet.core.signals import stopping_at_once
+from vnet.core.errors import stopping_at_once
 
 
 def train_study(config: Config, results: Path) -> None:

@@ -22,12 +22,10 @@ from scripts.nuclei.images import LEAST_PIXELS, Images, instances, normalised, r
 from scripts.nuclei.pictures import outlined
 from scripts.nuclei.results import RunFolder
 from vnet.core.environment import environment
-from vnet.core.files import write_bytes
+from vnet.core.errors import Preempted, StopRequest
+from vnet.core.files import RunLock, read_table, write_bytes, write_table
 from vnet.core.hardware import peak_memory_mib
-from vnet.core.locks import RunLock
 from vnet.core.progress import ProgressBar
-from vnet.core.signals import Preempted, StopRequest
-from vnet.core.tables import read_table, write_table
 
 WARM_UP = 50  # steps in which the learning rate rises
 MOST_NORM = 10.0  # of the gradient; the first steps of a detector are wild

@@ -1,15 +1,21 @@
-"""`vnet` from outside: help at once, one line a fault, exit codes, no traceback; the scripts are its aliases."""
+"""The commands: help without torch, faults in one line, the list of runs, and the packages of the wheel."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.fixtures import run_vnet
 from vnet.commands.main import COMMANDS
+from vnet.core.config import load_config
+from vnet.training.study import share_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
@@ -72,3 +78,89 @@ def test_a_fault_is_one_line_and_exit_code_2(words: str, message: str, tmp_path:
     assert done.stderr.startswith("error: command line: " if "nowhere" not in words.split()[1:2] else "error: ")
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def listed(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    code, out, err = run_vnet("experiment", [*words, "--list"], capsys)
+    assert (code, err) == (0, "")
+    return out.splitlines()
+
+
+def test_each_run_is_listed_as_a_command_that_makes_it(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = listed([*tiny, "--study.folds", "[0,2]", "--study.seeds", "[0,1,2]"], capsys)
+    runs = set()
+    for line in lines:
+        program, command, *words = shlex.split(line)
+        assert (program, command) == ("vnet", "train")
+        config = load_config(words)
+        runs.add((config.arm, config.data.fold, config.seed))
+    assert len(lines) == 12
+    assert runs == {(arm, fold, seed) for arm in ("dense", "pointrend_s2") for fold in (0, 2) for seed in (0, 1, 2)}
+    assert not Path("runs").exists()
+
+
+def test_shares_hold_every_run_once(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*tiny, "--study.folds", "[0,1,2,3,4]"]
+    whole = listed(words, capsys)
+    shares = [listed([*words, "--only", f"{k}/3"], capsys) for k in (1, 2, 3)]
+    assert [len(share) for share in shares] == [4, 3, 3]
+    assert sorted(line for share in shares for line in share) == sorted(whole)
+    assert share_of("ab", 3, 3) == []
+
+
+@pytest.mark.parametrize("share", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
+def test_what_is_no_share_is_refused(share: str, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_vnet("experiment", [*tiny, f"--only={share}"], capsys)
+    assert (code, err) == (2, f"error: --only must be K/N, the K-th of N shares, K from 1 to N; got {share}\n")
+
+
+@pytest.mark.slow
+def test_a_comparison_finds_the_runs_of_all_shares(tiny: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    for share in ("1/2", "2/2"):
+        code, out, err = run_vnet("experiment", [*tiny, "--only", share], capfd)
+        assert (code, err) == (0, "")
+        assert f"share {share} is done (1 runs); after the others: vnet experiment " in out
+    code, out, err = run_vnet("compare", ["runs/tiny"], capfd)
+    assert (code, err) == (0, "")
+    assert "pointrend_s2 - dense" in out
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MESSAGE = "vnet needs packages that this Python lacks ("
+
+
+def test_every_package_is_named_for_the_wheel() -> None:
+    found = {path.parent for name in ("pointrend", "vnet") for path in (ROOT / name).rglob("*.py")}
+    packages = {".".join(path.relative_to(ROOT).parts) for path in found}
+    assert sorted(packages | {"vnet.configs"}) == PROJECT["tool"]["setuptools"]["packages"]
+
+
+def test_the_library_alone_needs_three_packages() -> None:
+    assert [word.split(">")[0] for word in PROJECT["project"]["dependencies"]] == ["torch", "numpy", "numba"]
+
+
+def test_the_version_is_the_citations() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["project"]["version"]
+
+
+def without_packages(*words: str) -> subprocess.CompletedProcess[str]:
+    """A Python that has its standard library and this checkout alone."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    python = [sys.executable, "-S", *words]  # -S: no installed package
+    return subprocess.run(python, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_command_without_the_extra_names_it_in_one_line() -> None:
+    for words in (["-m", "vnet", "--help"], ["scripts/data.py", "check", "DATA"]):
+        done = without_packages(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: {MESSAGE}torch, numpy, ")
+        assert "pip install 'pointrend[vnet]'" in line
+        assert "source .venv/bin/activate" in line
+
+
+def test_importing_vnet_without_the_extra_raises_with_that_line() -> None:
+    done = without_packages("-c", "import vnet")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: {MESSAGE}")

@@ -12,8 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vnet.commands.exit_codes import run_and_exit
-from vnet.commands.parser import CommandParser
+from vnet.commands.main import CommandParser, run_and_exit
 from vnet.core.config import ARMS
 
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"

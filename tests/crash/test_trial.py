@@ -15,9 +15,8 @@ import torch
 
 from tests.crash.child import MOMENTS, NAMES, part_of
 from tests.crash.kill_trainings import main
-from tests.crash.same import differences
-from tests.crash.trial import REPOSITORY
-from tests.errors.world import RUN
+from tests.crash.trial import REPOSITORY, differences
+from tests.fixtures import RUN
 from vnet.core.errors import InputError
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
 

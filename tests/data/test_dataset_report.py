@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.errors.world import set_header
+from tests.fixtures import set_header
 from vnet.commands.data import main
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset

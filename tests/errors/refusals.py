@@ -1,5 +1,5 @@
 """Every rule that refuses: what is wrong, the command, the line it ends with, the exit code. One list, read by
-`test_refusals.py` and by `table.py`, which writes docs/errors.md from it.
+`test_refusals.py`; `python -m tests.errors.refusals` writes docs/errors.md from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.errors.world import RUN, SIZE, describe, read_volume, set_header, write_volume
+from tests.fixtures import RUN, SIZE, describe, read_volume, set_header, write_volume
 
 CHECK = "vnet data check data"
 TRAIN = "vnet train --config tiny.yaml --data.root data"
@@ -34,7 +34,7 @@ class Refusal:
 
     Attributes:
         what: is wrong, as the table says it.
-        command: run in the folder that `world.write_world` makes.
+        command: run in the folder that `write_world` makes.
         message: the first line on stderr; `...` stands for anything.
         plant: makes it wrong; in the working folder.
         code: exit code.
@@ -835,3 +835,34 @@ RUNS = [
 ]
 
 GROUPS = {"Config": CONFIG, "Data set": DATA_SET, "Volumes": VOLUMES, "Runs, checkpoints and commands": RUNS}
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+HEAD = """# Errors
+
+Each row is a test (`tests/errors`): the command prints this line on stderr, without a traceback, ends with exit code 2
+(or the one in brackets) and leaves every file as it was. `...` stands for text that depends on the machine or is long.
+`python -m tests.errors.refusals` writes this page.
+"""
+
+
+def page() -> str:
+    """The text of the page."""
+    parts = [HEAD]
+    for group, rules in GROUPS.items():
+        parts += [f"## {group}\n", "| what is wrong | command | error: |", "|---|---|---|"]
+        exits = {rule.what: f" (exit {rule.code})" if rule.code != 2 else "" for rule in rules}
+        parts += [f"| {rule.what} | {code(rule.command)} | {code(rule.message)}{exits[rule.what]} |" for rule in rules]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def code(words: str) -> str:
+    """Markdown code in a table's cell."""
+    shown = words.replace("|", "\\|")
+    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"written: {PAGE}")

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.errors.world import CONFIG, NAMES
+from tests.fixtures import CONFIG, NAMES
 from vnet.core.config import Config, known_keys, load_config, load_resolved
 from vnet.core.errors import InputError
 from vnet.core.hardware import peak_memory_mib

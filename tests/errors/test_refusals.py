@@ -1,16 +1,34 @@
-"""Each rule that refuses: its line, its exit code, no traceback, nothing overwritten; the table of them is current."""
+"""Each rule that refuses, odd numbers, and somebody else's data set, run or names.
+
+Each rule: its line, its exit code, no traceback, nothing overwritten; the table of them is current. Odd volumes and
+steps that are not finite are trained on or refused. Links are followed for reading only, names are rendered harmless,
+and nothing is written outside.
+"""
 
 from __future__ import annotations
 
+import csv
+import html
+import json
+import math
+import os
 import re
 import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from tests.errors.refusals import GROUPS, Refusal
-from tests.errors.table import PAGE, page
-from tests.errors.world import run_vnet, tree
+from tests.errors.refusals import GROUPS, IMAGE, LABEL, PAGE, Bomb, Refusal, page, poison
+from tests.fixtures import RUN, SIZE, describe, read_volume, run_vnet, set_header, tree, write_volume
+from vnet.core.config import load_config
+from vnet.core.errors import InputError
+from vnet.model.checkpoints import read_checkpoint
 
 RULES = [pytest.param(rule, id=rule.what.replace(" ", "_")) for rules in GROUPS.values() for rule in rules]
 # what a command may leave though it refuses: the check of its data, kept to save time; labels of sound images
@@ -38,9 +56,337 @@ def test_each_rule_refuses_in_one_line(rule: Refusal, world: Path, capsys: pytes
 
 
 def test_the_table_in_the_docs_is_current() -> None:
-    assert PAGE.read_text() == page(), "run: python -m tests.errors.table"
+    assert PAGE.read_text() == page(), "run: python -m tests.errors.refusals"
 
 
 def test_every_rule_is_listed_once() -> None:
     whats = [rule.what for rules in GROUPS.values() for rule in rules]
     assert len(whats) == len(set(whats)) >= 60
+
+
+TRAIN_ODD = "--config tiny.yaml --data.root data --name odd --training.validate_every 1".split()
+ODD_RUN = Path("runs/odd/pointrend_s2/fold0_seed0")
+
+
+def volumes(change: Callable[[np.ndarray], np.ndarray], folder: str = "imagesTr", names: str = "abcde") -> None:
+    for name in names:
+        path = Path(f"data/{folder}/{name}.nii.gz")
+        write_volume(path, change(read_volume(str(path))))
+
+
+def constant() -> None:
+    volumes(lambda array: np.full_like(array, 7), names="ab")
+
+
+def all_constant() -> None:
+    volumes(lambda array: np.full_like(array, 7))
+
+
+def one_slice() -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        volumes(lambda array: array[:, :, 5:6], folder, "abc")
+
+
+def empty_labels() -> None:
+    volumes(np.zeros_like, "labelsTr", "abc")
+
+
+def absent_class() -> None:
+    """No validation case of the fold holds `far`, and only one training case does."""
+    Path("data/splits.json").write_text(json.dumps({"folds": [{"train": ["a", "b", "c"], "val": ["d", "e"]}]}))
+    volumes(lambda array: np.where(array == 2, 0, array).astype(np.uint8), "labelsTr", "bcde")
+
+
+def larger_than_the_patch() -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        volumes(lambda array: np.tile(array, (3, 2, 1)), folder, "ab")
+
+
+def a_voxel() -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        volumes(lambda array: array[4:5, 4:5, 4:5], folder, "ab")
+
+
+def huge() -> None:
+    volumes(lambda array: array * np.float32(1e33))
+
+
+def minute() -> None:
+    volumes(lambda array: array * np.float32(1e-35))
+
+
+def one_huge_voxel() -> None:
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array[0, 0, 0] = 3e38
+        return array
+
+    volumes(change)
+
+
+def hounsfield() -> None:
+    describe(modality={"0": "CT"})
+    volumes(lambda array: (array - 1000).astype(np.int16))
+
+
+def constant_hounsfield() -> None:
+    describe(modality={"0": "CT"})
+    all_constant()
+
+
+def negative_spacing() -> None:
+    """As files stored LPS have it: axes that run the other way."""
+    for folder in ("imagesTr", "labelsTr"):
+        for name in "ab":
+            path = f"data/{folder}/{name}.nii.gz"
+            set_header(path, srow_x=[-1, 0, 0, 0], srow_y=[0, -2, 0, 0])
+
+
+ODD = [constant, all_constant, one_slice, empty_labels, absent_class, larger_than_the_patch, a_voxel, huge, minute]
+ODD += [one_huge_voxel, hounsfield, constant_hounsfield, negative_spacing]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.__name__)
+def test_odd_volumes_are_trained_on_and_scored(odd, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd()
+    code, _, err = run_vnet("train", [*TRAIN_ODD, "--arm", "pointrend_s2"], capsys)
+    assert (code, err) == (0, "")
+    state = read_checkpoint(ODD_RUN / "checkpoints/last.ckpt")
+    assert state["progress"]["bad_steps"] == 0
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    with (ODD_RUN / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["structure"] for row in rows} == {"near", "far"}
+    scores = [float(row["dice"]) for row in rows if row["dice"]]
+    assert all(0 <= score <= 1 for score in scores)
+    assert all(math.isfinite(float(row["hd95_mm"])) for row in rows if row["hd95_mm"])
+
+
+def test_a_class_absent_from_the_fold_is_blank_and_not_1(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blank where neither truth nor prediction has it, 0 where it is hallucinated."""
+    absent_class()
+    assert run_vnet("train", [*TRAIN_ODD, "--arm", "pointrend_s2"], capsys)[0] == 0
+    with (ODD_RUN / "cases.csv").open() as file:
+        far = [row for row in csv.DictReader(file) if row["structure"] == "far"]
+    assert far
+    assert {row["dice"] for row in far} <= {"", "0.000000"}
+
+
+def test_the_scale_of_the_intensities_does_not_matter(world: Path) -> None:
+    from vnet.data.preprocessing import moments
+
+    array = read_volume(IMAGE)
+    mean, std = moments(array)
+    for scale in (1e33, 1e-35):
+        assert moments(array * np.float32(scale)) == pytest.approx((mean * scale, std * scale), rel=1e-4)
+
+
+def test_too_many_steps_that_are_not_finite(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch)
+    words = [*TRAIN_ODD, "--training.steps", "4", "--training.max_bad_steps", "2", "--training.validate_every", "0"]
+    code, _, err = run_vnet("train", [*words, "--arm", "pointrend_s2"], capsys)
+    assert code == 3
+    wanted = (
+        rf"error: {ODD_RUN}: 3 steps with a non-finite loss or gradient, the last at step 2 with cases \w, \w "
+        r"\(dice \S+, cross_entropy \S+, point \S+, point_dice \S+\); lower training.learning_rate, .*\n"
+    )
+    assert re.fullmatch(wanted, err), err
+    state = read_checkpoint(ODD_RUN / "checkpoints/last.ckpt")
+    assert (state["progress"]["step"], state["progress"]["bad_steps"]) == (2, 2)
+    monkeypatch.undo()
+    monkeypatch.chdir(world)
+    code, _, err = run_vnet("train", [*words, "--arm", "pointrend_s2"], capsys)
+    assert (code, err) == (0, "")
+
+
+def test_a_learning_rate_that_explodes_is_stopped_and_told(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TRAIN_ODD, "--arm", "dense", "--training.learning_rate", "1e38", "--training.steps", "30"]
+    words += ["--training.max_bad_steps", "3", "--training.validate_every", "0"]
+    code, _, err = run_vnet("train", words, capsys)
+    assert code == 3
+    assert err.count("\n") == 1
+    assert "4 steps with a non-finite loss or gradient" in err
+
+
+def test_refusing_leaves_what_was_there(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fault in a training is told before the run's folder is touched."""
+    write_volume(Path(LABEL), np.full(SIZE, 9, np.uint8))
+    before = tree(world / "runs/tiny")
+    words = ["--config", "tiny.yaml", "--data.root", "data", "--arm", "pointrend_s2"]
+    assert run_vnet("train", words, capsys)[0] == 2
+    assert tree(world / "runs/tiny") == before
+
+
+ROOT = Path(__file__).parents[2]
+TRAIN = "--config tiny.yaml --data.root data --arm pointrend_s2".split()
+# HTML, Markdown, rich's markup, a formula, and a right-to-left mark that hides what follows
+STRANGE = "<img src=x onerror=alert(1)>[red]`|=1+1"
+
+OPENED: list[str] | None = None
+
+
+def note_writes(event: str, args: tuple[object, ...]) -> None:
+    if OPENED is None:
+        return
+    if event == "open" and isinstance(args[0], (str, bytes)) and int(args[2]) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):  # type: ignore[call-overload]
+        OPENED.append(os.fsdecode(args[0]))
+    if event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod", "shutil.move"):
+        OPENED.extend(os.fsdecode(arg) for arg in args if isinstance(arg, (str, bytes)))
+
+
+@pytest.fixture(scope="module")
+def auditing() -> None:
+    sys.addaudithook(note_writes)  # stays for good, idle outside of `written`
+
+
+@contextmanager
+def written() -> Iterator[list[str]]:
+    """Every path that Python opens for writing, makes, renames or removes."""
+    global OPENED
+    OPENED = found = []
+    try:
+        yield found
+    finally:
+        OPENED = None
+
+
+def outside(paths: list[str], world: Path, *allowed: str) -> list[str]:
+    """Paths that lie in none of the allowed folders; caches of compiled code and of fonts are nobody's harm."""
+    found = [Path(os.path.realpath(path)) for path in paths]
+    inside = [world / name for name in allowed]
+    caches = re.compile(r"/__pycache__/|/matplotlib|^/dev/|^/proc/")
+    return [str(p) for p in found if not caches.search(str(p)) and not any(p.is_relative_to(f) for f in inside)]
+
+
+def test_nothing_is_written_outside_of_what_is_named(
+    auditing: None, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study kept in results/, an evaluation, a prediction, a comparison, phantoms, a check: everything they write."""
+    data = tree(world / "data")
+    study = [*TRAIN[:4], "--name", "kept", "--study.arms", "{dense: {}}", "--threads", "1"]
+    study += ["--study.keep", "true", "--study.results_root", "results"]
+    commands = [
+        ("train", [*TRAIN, "--name", "other", "--data.cache", "apart"], ("runs", "apart")),
+        ("evaluate", [str(RUN), "--points.refine", "false"], ("runs",)),
+        ("predict", [str(RUN), "--input", "data/imagesTr", "--output", "out"], ("out",)),
+        ("compare", ["runs/tiny", "--output", "report"], ("report",)),
+        ("data", ["phantoms", "made", "--count", "2", "--size", "12", "12", "12"], ("made", ".made.part")),
+        ("data", ["check", "data"], ()),
+        ("experiment", study, ("runs", "results")),
+    ]
+    for command, words, allowed in commands:
+        with written() as paths:
+            code, _, err = run_vnet(command, words, capsys)
+        assert code == 0, err
+        assert outside(paths, world, *allowed) == [], command
+    assert tree(world / "data") == data
+
+
+def test_links_are_followed_for_reading(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.move("data/imagesTr", "elsewhere")
+    Path("data/imagesTr").symlink_to(Path("elsewhere").resolve())
+    assert run_vnet("data", ["check", "data"], capsys)[0] == 0
+
+
+def test_a_link_is_not_written_through(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Predicted labels take the place of a link, not of what it names."""
+    Path("precious.nii.gz").write_text("mine")
+    Path("out").mkdir()
+    Path("out/b.nii.gz").symlink_to(Path("precious.nii.gz").resolve())
+    assert run_vnet("predict", [str(RUN), "--input", "data/imagesTr", "--output", "out"], capsys)[0] == 0
+    assert Path("precious.nii.gz").read_text() == "mine"
+    assert not Path("out/b.nii.gz").is_symlink()
+
+
+def test_a_pickle_is_not_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    torch.save(Bomb(), RUN / "checkpoints/last.ckpt")
+    for command, words in (
+        ("predict", [str(RUN), "--input", "data/imagesTr", "--output", "out"]),
+        ("evaluate", [str(RUN)]),
+        ("train", [*TRAIN, "--name", "third", "--training.init_from", str(RUN / "checkpoints/last.ckpt")]),
+    ):
+        code, _, err = run_vnet(command, words, capsys)
+        assert code == 2
+        assert "holds more than tensors and plain values" in err
+    assert not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.system ['touch harmed']", "name:os.system", "module:os"])
+def test_yaml_tags_are_not_followed_in_any_file(tag: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("tiny.yaml").write_text(f"name: !!python/{tag}")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_config(["--config", "tiny.yaml"])
+    with pytest.raises(InputError):
+        load_config(["--config", "tiny.yaml", "--name", f"!!python/{tag}"])
+    (RUN / "config.yaml").write_text(f"name: !!python/{tag}")
+    code, _, err = run_vnet("evaluate", [str(RUN)], capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert not Path("harmed").exists()
+
+
+def test_a_class_named_in_a_config_is_not_made(world: Path) -> None:
+    """jsonargparse can build any class that a config names; ours must not let it."""
+    harmful = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "harmed"]}}
+    for nested in ({"data": harmful}, {"study": {"arms": {"dense": harmful}}}, {"data": {"fold": harmful}}):
+        Path("tiny.yaml").write_text(json.dumps(nested))
+        with pytest.raises(InputError):
+            load_config(["--config", "tiny.yaml"])
+    assert not Path("harmed").exists()
+
+
+def test_strange_names_reach_terminal_and_report_harmless(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A case and a structure whose names are HTML, Markdown and rich markup."""
+    for folder in ("imagesTr", "labelsTr"):
+        for name in "ab":
+            Path(f"data/{folder}/{name}.nii.gz").rename(f"data/{folder}/{name}{STRANGE.replace('/', '')}.nii.gz")
+    cases = [name + STRANGE.replace("/", "") if name in "ab" else name for name in "abcde"]
+    describe(
+        labels={"0": "background", "1": STRANGE, "2": "far"},
+        training=[{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in cases],
+    )
+    Path("data/splits.json").write_text(json.dumps({"folds": [{"train": cases[2:], "val": cases[:2]}]}))
+    assert run_vnet("data", ["check", "data"], capsys)[0] == 0
+    for arm in ("dense", "pointrend_s2"):
+        code, _, err = run_vnet("train", [*TRAIN, "--arm", arm, "--name", "strange"], capsys)
+        assert (code, err) == (0, "")
+    code, out, err = run_vnet("compare", ["runs/strange", "--output", "report"], capsys)
+    assert (code, err) == (0, "")
+    assert STRANGE in out
+    page = Path("report/report.html").read_text()
+    assert html.escape(STRANGE) in page
+    assert "<img src=x" not in page
+    code, out, err = run_vnet(
+        "predict", ["runs/strange/dense/fold0_seed0", "--input", "data/imagesTr", "--output", "out"], capsys
+    )
+    assert (code, err) == (0, "")
+
+
+def test_file_names_cannot_move_the_cursor(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    shutil.copy("data/imagesTr/a.nii.gz", "in/a\x1b[2J\nb.nii.gz")
+    Path("in/c\x1b[2J\nd.nii.gz").write_bytes(b"no volume")
+    code, out, err = run_vnet("predict", [str(RUN), "--input", "in", "--output", "out"], capsys)
+    assert code == 3  # the other image is labelled
+    assert err.count("\n") == 1
+    assert "\x1b" not in out + err
+    code, out, err = run_vnet("data", ["check", "in\x1b[2J"], capsys)
+    assert code == 2
+    assert "\x1b" not in out + err
+
+
+def test_the_report_may_load_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_vnet("compare", ["runs/tiny", "--output", "report"], capsys)[0] == 0
+    page = Path("report/report.html").read_text()
+    assert "Content-Security-Policy\" content=\"default-src 'none';" in page
+    assert "<script" not in page
+
+
+def test_tensorboard_is_bound_to_localhost() -> None:
+    recipe = (ROOT / "Makefile").read_text()
+    assert "tensorboard --logdir runs --host localhost" in recipe
+    texts = [recipe, (ROOT / "README.md").read_text(), *(path.read_text() for path in (ROOT / "scripts").glob("*.py"))]
+    assert not any(re.search(r"--bind_all|--host[ =](?!localhost)", text) for text in texts)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.same import differences
-from tests.errors.world import run_vnet
+from tests.crash.trial import differences
+from tests.fixtures import run_vnet
 from vnet.data.batches import TrainingBatches
 from vnet.model.checkpoints import read_checkpoint
 from vnet.training.trainer import Trainer

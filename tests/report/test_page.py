@@ -158,8 +158,8 @@ def test_commands_are_those_that_were_typed(tmp_path, make_run):
 
 
 def test_overrides_of_a_shipped_config_are_found_where_no_command_was_noted(tmp_path, make_run):
-    from vnet.core.checkout import config_file
     from vnet.core.config import load_config
+    from vnet.core.environment import config_file
 
     folder = make_run(tmp_path / "quickstart", "dense")
     config = load_config(["--config", str(config_file("quickstart")), "--training.steps", "20"])

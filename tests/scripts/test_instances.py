@@ -16,7 +16,7 @@ from scripts.nuclei.config import Config, load_config
 from scripts.nuclei.images import Images, instances, normalised, random_crop, read_images, split_by_likeness
 from tests.docs.pages import tables
 from vnet.core.errors import InputError
-from vnet.core.locks import RunLock
+from vnet.core.files import RunLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -299,7 +299,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(small, monkeypatch):
 
     from scripts.nuclei import training
     from scripts.nuclei.study import train_study
-    from vnet.core.signals import Preempted
+    from vnet.core.errors import Preempted
 
     config, results = small
     once = config("--arm", "pointrend28", "--seed", "0", "--run_root", "straight")

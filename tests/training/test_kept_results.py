@@ -9,13 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vnet.core import results
-from vnet.core.checkout import checkout
+from vnet.core import runs
 from vnet.core.config import Config, StudyConfig, TrainingConfig, load_config, load_resolved
+from vnet.core.environment import checkout
 from vnet.core.errors import InputError
-from vnet.core.results import RunKey, kept_run, read_kept_runs, results_folder
-from vnet.core.runs import Run
-from vnet.core.tables import read_table
+from vnet.core.files import read_table
+from vnet.core.runs import Run, RunKey, kept_run, read_kept_runs, results_folder
 from vnet.evaluation.study_tables import finished_tables, read_study
 from vnet.training import kept_results
 from vnet.training.kept_results import keep_run
@@ -235,7 +234,7 @@ def test_results_lie_in_the_checkout_and_not_in_the_working_folder(
     monkeypatch.chdir(tmp_path)
     config = Config(name="s", run_root="there")
     assert results_folder(config) == Path(__file__).parents[2] / "results" / "s" == checkout() / "results" / "s"  # type: ignore[operator]
-    monkeypatch.setattr(results, "checkout", lambda: None)
+    monkeypatch.setattr(runs, "checkout", lambda: None)
     assert results_folder(config) == Path("there/results/s")
     chosen = Config(name="s", study=StudyConfig(results_root="mine"), training=TrainingConfig())
     assert results_folder(chosen) == Path("mine/s")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.crash.same import differences
+from tests.crash.trial import differences
 from vnet.core.config import load_config
 from vnet.core.errors import InputError, RunFault
 from vnet.data.prepared import prepare_data

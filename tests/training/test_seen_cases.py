@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.errors.world import RUN, run_vnet, write_volume
+from tests.fixtures import RUN, run_vnet, write_volume
 from vnet.data.dataset import open_dataset
 from vnet.data.folds import select_fold
 

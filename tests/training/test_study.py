@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vnet.core.errors import InputError
-from vnet.core.results import RunKey, read_kept_runs
+from vnet.core.runs import RunKey, read_kept_runs
 from vnet.training.study import StudyStopped, run_forwarding_signals, run_study, study_configs
 
 

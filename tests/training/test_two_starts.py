@@ -16,7 +16,7 @@ import torch
 
 from tests.launcher import Launcher
 from vnet.core.config import load_config
-from vnet.core.locks import RUN_LOCK, Holder
+from vnet.core.files import RUN_LOCK, Holder
 from vnet.model.checkpoints import read_checkpoint
 from vnet.training.run import train_run
 from vnet.training.study import vnet_environment

@@ -1,1 +1,1 @@
-"""The `vnet` command: `main` chooses a command, each other module with a `main(argv)` is one."""
+"""The `vnet` command: `main` chooses a command, each other module is one."""

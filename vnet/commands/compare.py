@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnet.commands.parser import CommandParser
+from vnet.commands.main import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:

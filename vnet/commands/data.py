@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vnet.commands.parser import CommandParser
+from vnet.commands.main import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnet.commands.parser import CommandParser
+from vnet.commands.main import CommandParser
 from vnet.core.config import load_config
 from vnet.core.errors import InputError
 

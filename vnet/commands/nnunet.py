@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from vnet.commands.parser import CommandParser
+from vnet.commands.main import CommandParser
 from vnet.core.errors import InputError
 
 

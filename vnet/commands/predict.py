@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vnet.commands.parser import CommandParser, add_device_option
+from vnet.commands.main import CommandParser, add_device_option
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vnet.core.config import load_config
-from vnet.core.signals import Preempted, stopping_at_once
+from vnet.core.errors import Preempted, stopping_at_once
 
 
 def main(argv: Sequence[str]) -> int:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
         with stopping_at_once():
             from vnet.core.distributed import is_rank_zero
             from vnet.core.environment import portable_command
-            from vnet.core.results import RunKey
+            from vnet.core.runs import RunKey
             from vnet.report.terminal import print_run_summary
             from vnet.training.run import train_run
 

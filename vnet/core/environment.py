@@ -1,4 +1,4 @@
-"""Versions and hardware that a result depends on."""
+"""The environment of a run: the checkout with its configs, and the versions and hardware that a result depends on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,29 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import vnet
+
+PACKAGE = Path(vnet.__file__).parent
+
+
+def checkout() -> Path | None:
+    """The folder of pyproject.toml where the package is run from a checkout, None where it is installed apart."""
+    root = PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def config_folder() -> Path:
+    """The folder of the configs that come with the project: configs/ of a checkout, vnet/configs of a wheel."""
+    root = checkout()
+    return root / "configs" if root else PACKAGE / "configs"
+
+
+def config_file(name: str) -> Path:
+    """The file that `--config NAME` means: the path NAME, or the config of that name that comes with the project."""
+    shipped = config_folder() / f"{name}.yaml"
+    return shipped if name == Path(name).name and shipped.is_file() and not Path(name).is_file() else Path(name)
+
 
 PACKAGES = ("torch", "monai", "lightning-fabric", "numpy", "numba", "nibabel")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vnet.core.config.fields import is_device_name
+from vnet.core.config.keys import is_device_name
 from vnet.core.distributed import available_cores
 from vnet.core.errors import InputError
 

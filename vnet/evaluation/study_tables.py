@@ -16,8 +16,7 @@ import yaml
 from vnet.core.config import ARMS, Config
 from vnet.core.errors import InputError
 from vnet.core.files import read_json
-from vnet.core.results import RUNS, KeptRun, RunKey, read_kept_runs, results_folder
-from vnet.core.runs import is_finished
+from vnet.core.runs import RUNS, KeptRun, RunKey, is_finished, read_kept_runs, results_folder
 from vnet.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 
 KEYS = ["fold", "seed", "case", "structure"]

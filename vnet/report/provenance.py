@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-from vnet.core.checkout import config_file
 from vnet.core.config import flatten, load_config
-from vnet.core.config.hashing import LEFT_OUT
+from vnet.core.config.keys import LEFT_OUT
+from vnet.core.environment import config_file
 from vnet.core.errors import InputError
 from vnet.evaluation.study_tables import RunRecord, Study
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from vnet.core.errors import InputError
-from vnet.core.results import RunKey, shipped_results
+from vnet.core.runs import RunKey, shipped_results
 from vnet.evaluation.comparison import (
     Difference,
     Null,

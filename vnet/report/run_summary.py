@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vnet.core.results import RUNS
+from vnet.core.runs import RUNS
 from vnet.evaluation.pairs import MEAN
 from vnet.evaluation.refinement import ALL, COUNTS
 from vnet.evaluation.study_tables import RunRecord, Study

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from vnet.core.config import Config
-from vnet.core.results import RunKey
-from vnet.core.tables import read_table
+from vnet.core.files import read_table
+from vnet.core.runs import RunKey
 from vnet.evaluation.study_tables import finished_tables, read_study
 from vnet.report import run_summary
 from vnet.report.files import write_report

@@ -8,11 +8,10 @@ from pathlib import Path
 from vnet.core.config import Config
 from vnet.core.distributed import gather, launch_fabric, on_rank_zero, shard, unshard
 from vnet.core.errors import InputError, raise_case_faults
-from vnet.core.files import refuse_links, write_text
+from vnet.core.files import refuse_links, write_table, write_text
 from vnet.core.hardware import set_threads
 from vnet.core.progress import ProgressBar
 from vnet.core.runs import open_run
-from vnet.core.tables import write_table
 from vnet.data.checks import CheckResult, seen_cases
 from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold

@@ -1,4 +1,4 @@
-"""Finished runs merged into the kept results of their study; `vnet.core.results` says what those hold."""
+"""Finished runs merged into the kept results of their study; `vnet.core.runs` says what those hold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import yaml
 
 from vnet.core.config import Config
 from vnet.core.errors import InputError
-from vnet.core.files import read_json, refuse_links, write_text
-from vnet.core.locks import file_lock
-from vnet.core.results import (
+from vnet.core.files import file_lock, read_json, read_table, refuse_links, table_text, write_text
+from vnet.core.runs import (
     CONFIG,
     OVERRIDES,
     RUNS,
@@ -23,7 +22,6 @@ from vnet.core.results import (
     run_row,
     study_config,
 )
-from vnet.core.tables import read_table, table_text
 
 MOST_BYTES = 20 * 2**20  # of a study's results, which are committed
 # Table of a run -> table of its study.

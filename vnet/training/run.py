@@ -14,11 +14,9 @@ import torch
 from vnet.core.config import Config
 from vnet.core.distributed import is_rank_zero, launch_fabric, on_rank_zero, reduce_max, require_divisible
 from vnet.core.environment import environment
-from vnet.core.files import refuse_links, remove_parts, write_bytes, write_text
+from vnet.core.files import RunLock, refuse_links, remove_parts, write_bytes, write_text
 from vnet.core.hardware import keep_freed_memory, set_threads
-from vnet.core.locks import RunLock
-from vnet.core.results import results_folder
-from vnet.core.runs import Run
+from vnet.core.runs import Run, results_folder
 from vnet.data.dataset import Dataset
 from vnet.data.folds import all_folds
 from vnet.data.prepared import PreparedData, prepare_data

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
-from vnet.core.checkout import checkout
 from vnet.core.config import Config, load_config
 from vnet.core.distributed import rank_info
+from vnet.core.environment import checkout
 from vnet.core.errors import InputError
 from vnet.core.runs import is_finished
 from vnet.training.kept_results import keep_run

@@ -14,13 +14,12 @@ from lightning_fabric import Fabric
 
 from vnet.core.config import Config
 from vnet.core.distributed import reduce_max, shard, start_all_reduce_mean, sync_batch_norm
-from vnet.core.errors import RunFault
+from vnet.core.errors import Preempted, RunFault, StopRequest
 from vnet.core.files import naming_path
 from vnet.core.hardware import describe_device, peak_memory_mib, reset_peak_memory
 from vnet.core.progress import ProgressBar
 from vnet.core.randomness import DROPOUT, point_generators, sample_seed
 from vnet.core.runs import Run
-from vnet.core.signals import Preempted, StopRequest
 from vnet.data.batches import Batch, TrainingBatches
 from vnet.data.prepared import PreparedData
 from vnet.model.losses import total_loss

@@ -9,8 +9,8 @@ from typing import Any
 
 from vnet.core.config import Config
 from vnet.core.distributed import gather, on_rank_zero
+from vnet.core.files import read_table, write_table
 from vnet.core.runs import Run
-from vnet.core.tables import read_table, write_table
 from vnet.data.prepared import PreparedData
 from vnet.evaluation.scores import CaseScores, PredictedCase, Scores, mean_dice, score_cases
 from vnet.model.segmenter import Segmenter

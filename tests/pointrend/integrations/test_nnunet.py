@@ -13,7 +13,7 @@ import pytest
 import SimpleITK
 import torch
 
-from tests.errors.world import run_vnet
+from tests.fixtures import run_vnet
 from tests.pointrend.integrations.nnunet_model import LABELS, read_labels, write_images, write_model
 
 pytestmark = [

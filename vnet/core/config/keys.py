@@ -1,13 +1,99 @@
-"""Dotted keys such as `network.width`: those of the schema, and nested values flattened and merged."""
+"""The keys of a config, dotted such as `network.width`: fields, names, built-in arms, and the hash that names a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import Field, fields, is_dataclass
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 from vnet.core.errors import InputError
+
+T = TypeVar("T")
+
+
+def key(default: T, *, hash_default: object) -> T:
+    """A dataclass field with a default and its frozen `hash_default`.
+
+    The hash of a run leaves out every key that has its `hash_default` (see `vnet.core.config.keys`), so:
+
+    - A new key takes as `hash_default` the value that describes what was done before the key existed. Hashes of
+      finished runs then stay as they are.
+    - A changed default leaves `hash_default` alone. A config that relied on the old default then gets another hash,
+      because it now computes something else; a config that names the value keeps its hash.
+
+    A `hash_default` is never edited once a run has been finished with it.
+    """
+    return field(default=default, metadata={"hash_default": hash_default})
+
+
+def key_made(make: Callable[[], T], *, hash_default: object) -> T:
+    """As `key`, for a default that must be made anew for each config (a dict)."""
+    return field(default_factory=make, metadata={"hash_default": hash_default})
+
+
+def require(condition: bool, key: str, rule: str, value: object) -> None:
+    """Raise `InputError` with "KEY must RULE, got VALUE" unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{key} must {rule}, got {value}")
+
+
+def is_device_name(name: str) -> bool:
+    """Whether `name` is auto, cpu, cuda or cuda:N."""
+    return re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name) is not None
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether `name` is one printable path component that does not leave its parent folder."""
+    return bool(name) and name.isprintable() and Path(name).name == name and name not in (".", "..")
+
+
+# The small body: one convolution a stage, two in the deepest ones. The other keys of the network stay.
+SMALL_BODY: dict[str, Any] = {"down": [1, 1, 2, 2, 2], "up": [1, 1, 1, 1]}
+
+# An arm sets the stride at which the decoder stops, and whether there is a head.
+ARMS: dict[str, dict[str, dict[str, Any]]] = {
+    "dense": {"network": {"output_stride": 1}, "points": {"num_points": 0}},
+    "coarse_s2": {"network": {"output_stride": 2}, "points": {"num_points": 0}},
+    "coarse_s4": {"network": {"output_stride": 4}, "points": {"num_points": 0}},
+    "pointrend_s1": {"network": {"output_stride": 1}},
+    "pointrend_s2": {"network": {"output_stride": 2}},
+    "pointrend_s4": {"network": {"output_stride": 4}},
+    "lean_dense": {"network": {"output_stride": 1, **SMALL_BODY}, "points": {"num_points": 0}},
+    "lean_coarse_s4": {"network": {"output_stride": 4, **SMALL_BODY}, "points": {"num_points": 0}},
+    "lean_s2": {"network": {"output_stride": 2, **SMALL_BODY}},
+    "lean_s4": {"network": {"output_stride": 4, **SMALL_BODY}},
+}
+
+# The arms of a study whose config names none.
+STUDY_ARMS = ("dense", "coarse_s2", "coarse_s4", "pointrend_s1", "pointrend_s2", "pointrend_s4")
+
+
+Axes = tuple[int, int, int]
+
+
+def per_axis(value: int | Sequence[int]) -> Axes:
+    """(z, y, x) of one number for all three axes, or of three numbers."""
+    z, y, x = (value,) * 3 if isinstance(value, int) else tuple(value)
+    return z, y, x
+
+
+def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[Axes]:
+    """Stride of each stage relative to the image, starting with (1, 1, 1) of the first stage.
+
+    Args:
+        strides: (z, y, x) between one stage and the next.
+    """
+    total = [(1, 1, 1)]
+    for step in strides:
+        z, y, x = (a * b for a, b in zip(total[-1], step, strict=True))
+        total.append((z, y, x))
+    return total
+
 
 # Keys of earlier versions and their names of today.
 RENAMED = {
@@ -89,3 +175,51 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(below, Mapping) and key != "arms"
         merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
     return merged
+
+
+# Keys that say where files lie, what computes, or what a study compares; none changes what a run computes.
+LEFT_OUT = ("run_root", "threads", "device", "study", "data.root", "data.cache")
+
+
+def hash_defaults(schema: type) -> dict[str, Any]:
+    """Dotted key to `hash_default`, as plain JSON values, of every key that the hash may count.
+
+    Raises:
+        TypeError: a field without `hash_default`.
+    """
+    found = {}
+    for key, item, _ in schema_fields(schema):
+        if "hash_default" not in item.metadata:
+            raise TypeError(f"{schema.__name__}: {key} has no hash_default; see vnet.core.config.keys.key")
+        found[key] = json.loads(json.dumps(item.metadata["hash_default"]))
+    return found
+
+
+def counted_keys(flat: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """The dotted keys and values that a hash counts: none of `LEFT_OUT`, none that has its `hash_default`."""
+    defaults = hash_defaults(schema)
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == place or key.startswith(f"{place}.") for place in LEFT_OUT)
+        and not (key in defaults and value == defaults[key])
+    }
+
+
+def config_hash(nested: Mapping[str, Any], schema: type, data_hash: str) -> str:
+    """16 hex digits of a resolved config and the content hash of its data set.
+
+    Args:
+        nested: every key of the schema, as plain JSON values.
+    """
+    counted = counted_keys(flatten(nested), schema)
+    text = json.dumps({"config": counted, "data": data_hash}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differing_keys(nested: Mapping[str, Any], other: Mapping[str, Any], schema: type) -> dict[str, tuple[Any, Any]]:
+    """Counted keys in which two resolved configs differ, with both values; a key that is missing has its
+    `hash_default`."""
+    defaults = hash_defaults(schema)
+    one, two = (defaults | counted_keys(flatten(values), schema) for values in (nested, other))
+    return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}

@@ -2,17 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
 
-from vnet.core.checkout import config_file
-from vnet.core.config.arms import ARMS
-from vnet.core.config.hashing import hash_defaults
-from vnet.core.config.keys import flatten, known_keys, merge, refuse_unknown, unflatten
-from vnet.core.config.parser import build_config, config_parser, option_values, parse_command_line
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from vnet.core.config.keys import (
+    ARMS,
+    flatten,
+    hash_defaults,
+    known_keys,
+    merge,
+    refuse_unknown,
+    schema_fields,
+    unflatten,
+)
 from vnet.core.config.schema import Config
-from vnet.core.config.yaml_file import read_config_file
+from vnet.core.environment import config_file
 from vnet.core.errors import InputError
+
+MOST_BYTES, MOST_VALUES = 2**20, 100_000  # of a config file
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The nested keys of a config file, {} of an empty one.
+
+    Raises:
+        InputError: the file cannot be read, is no mapping, is too large, or holds a key that is not of the schema.
+    """
+    nested = _load(path)
+    if not isinstance(nested, dict):
+        raise InputError(f"{path}: must hold keys and values, got {type(nested).__name__}")
+    known = known_keys(Config)
+    for section in dict.fromkeys(key.split(".")[0] for key in known if "." in key):
+        if not isinstance(nested.get(section, {}), dict):
+            raise InputError(f"{path}: {section} must hold keys and values, got {nested[section]!r}")
+    refuse_unknown(flatten({str(key): value for key, value in nested.items()}), known, str(path))
+    return nested
+
+
+def _load(path: Path) -> object:
+    try:
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no config is; name a config file")
+        text = path.read_text(encoding="utf-8")
+        if count_values(yaml.compose(text, Loader=yaml.SafeLoader)) > MOST_VALUES:
+            raise InputError(
+                f"{path}: unfolds to more than {MOST_VALUES} values, which no config holds; write it without aliases"
+            )
+        nested = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason}); name an existing config file") from None
+    except InputError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    return {} if nested is None else nested
+
+
+def count_values(node: yaml.Node | None, known: dict[int, float] | None = None) -> float:
+    """Values below a YAML node when each alias is written out; infinite where a node holds itself.
+
+    Counted on the composed nodes, because loading a file of nested aliases would fill the memory.
+    """
+    known = {} if known is None else known
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while its parts are counted
+        parts = [part for pair in node.value for part in _parts(pair)]
+        known[id(node)] = 1 + sum(count_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _parts(pair: yaml.Node | tuple[yaml.Node, yaml.Node]) -> Sequence[yaml.Node]:
+    """Key and value of a mapping's entry, or the one element of a sequence."""
+    return pair if isinstance(pair, tuple) else (pair,)
+
+
+OWN_OPTIONS = ("config", "help", "print_shtab")  # of the parser, beside the keys
+
+
+def config_parser(**kwargs: Any) -> ArgumentParser:
+    """A parser with one option a key of `Config`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of the keys below, or the name of a config that comes with vnet (quickstart).",
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def option_values(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(key, value) of each `--key value` or `--key=value`."""
+    for i, word in enumerate(argv):
+        if word.startswith("--"):
+            key, _, value = word[2:].partition("=")
+            yield key, value or (argv[i + 1] if i + 1 < len(argv) else "")
+
+
+def parse_command_line(parser: ArgumentParser, argv: Sequence[str]) -> Any:
+    """The parsed options of a command line.
+
+    Raises:
+        InputError: an unknown key, or a value of another type.
+    """
+    refuse_unknown([key for key, _ in option_values(argv)], [*known_keys(Config), *OWN_OPTIONS], "command line")
+    try:
+        return parser.parse_args(list(argv))
+    except ArgumentError as error:
+        raise InputError(f"command line: {one_line(error)}") from None
+
+
+def build_config(parser: ArgumentParser, nested: Mapping[str, Any], where: str, argv: Sequence[str] = ()) -> Config:
+    """The checked config of nested keys, with the command line's keys in place of theirs.
+
+    Args:
+        where: names the file in an error.
+
+    Raises:
+        InputError: a value of another type or out of range.
+    """
+    try:
+        from_file = parser.parse_object(dict(nested))
+        parsed = parser.parse_args(list(argv), namespace=from_file) if argv else from_file
+        if faults := null_faults(parsed.as_dict()):
+            raise InputError(faults)
+        parts = parser.instantiate(parsed)
+        return Config(**{item.name: parts[item.name] for item in fields(Config)})
+    except InputError as error:
+        raise InputError([f"{where}: {fault}" for fault in error.faults]) from None
+    except ArgumentError as error:
+        raise InputError(f"{where}: {one_line(error)}") from None
+
+
+def null_faults(nested: Mapping[str, Any]) -> list[str]:
+    """A line for each key that is null and must not be; jsonargparse accepts null for every type."""
+    flat = flatten(nested)
+    return [
+        f"{key} must have a value, got null; leave the key out for its default"
+        for key, _, kind in schema_fields(Config)
+        if flat.get(key) is None and type(None) not in get_args(kind)
+    ]
+
+
+def one_line(error: Exception) -> str:
+    """Key, rule and value of jsonargparse's message of several lines."""
+    text = str(error)
+    key = re.search(r'key "([^"]+)"|argument --([\w.]+)', text)
+    wanted = dict.fromkeys(re.findall(r"(?:Expected a|Subtypes:) (.+?)\.?(?: Got value.*)?$", text, re.MULTILINE))
+    got = re.search(r"(?:Got value|Given value): (.*)", text)
+    if not (key and wanted and got):
+        lines = [line.strip(" -") for line in text.splitlines()]
+        return "; ".join(line for line in lines if line and not line.startswith("usage"))
+    rule = " or ".join(re.sub(r"<class '(\w+)'>|typing\.", r"\1", item) for item in wanted if "[<" not in item)
+    return f"{key[1] or key[2]} must be {rule}, got {got[1]}"
+
 
 SET_BY_THE_STUDY = ("arm", "name", "seed", "data.fold", "run_root")  # keys that no arm may set
 

@@ -14,10 +14,18 @@ from typing import Any, Literal
 
 import yaml
 
-from vnet.core.config.arms import STUDY_ARMS
-from vnet.core.config.axes import Axes, cumulative_strides, per_axis
-from vnet.core.config.fields import is_device_name, is_folder_name, key, key_made, require
-from vnet.core.config.hashing import config_hash
+from vnet.core.config.keys import (
+    STUDY_ARMS,
+    Axes,
+    config_hash,
+    cumulative_strides,
+    is_device_name,
+    is_folder_name,
+    key,
+    key_made,
+    per_axis,
+    require,
+)
 
 MOST_THREADS = 4096
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -366,6 +374,6 @@ class Config:
     def hash(self, data_hash: str) -> str:
         """The run's name as 16 hex digits: what this config computes, on a data set of that content.
 
-        `vnet.core.config.hashing` says which keys count.
+        `vnet.core.config.keys` says which keys count.
         """
         return config_hash(self.to_dict(), type(self), data_hash)
