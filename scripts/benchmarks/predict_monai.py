@@ -26,8 +26,7 @@ from scripts.benchmarks.volume import KEPT, LONG, MR, Trial
 from vnet.core.hardware import peak_memory_mib, set_threads
 from vnet.core.runs import open_run
 from vnet.data.phantoms import write_phantoms
-from vnet.data.volumes import Volume, read_image
-from vnet.data.writing import write_labels
+from vnet.data.volumes import Volume, read_image, write_labels
 from vnet.inference import segment as inference
 from vnet.inference.ensemble import predict_volume, tile_size
 from vnet.model.checkpoints import load_model

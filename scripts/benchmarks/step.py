@@ -17,8 +17,7 @@ from vnet.core.config import ARMS, load_config
 from vnet.core.hardware import keep_freed_memory, peak_memory_mib, set_threads
 from vnet.core.randomness import point_generators
 from vnet.model.losses import total_loss
-from vnet.model.profiling import count_multiply_adds
-from vnet.model.segmenter import build_model
+from vnet.model.segmenter import build_model, count_multiply_adds
 from vnet.training.optimizer import build_optimizer
 
 # one network; the head reads a point, or a window around it

@@ -13,8 +13,7 @@ from vnet.core.config import load_config
 from vnet.core.hardware import keep_freed_memory, set_threads
 from vnet.core.randomness import point_generators
 from vnet.model.losses import total_loss
-from vnet.model.profiling import count_multiply_adds
-from vnet.model.segmenter import build_model
+from vnet.model.segmenter import build_model, count_multiply_adds
 
 
 def measure(arm: str, side: int, classes: int, turns: int) -> Row:

@@ -14,9 +14,8 @@ from tests.fixtures import set_header
 from vnet.commands.data import main
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
-from vnet.data.dataset_report import report_dataset
+from vnet.data.dataset_report import find_unusual, report_dataset
 from vnet.data.download import download_task, find_task
-from vnet.data.findings import find_unusual
 
 
 def unusual(root):

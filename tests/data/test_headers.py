@@ -10,8 +10,7 @@ from scipy import ndimage
 from vnet.core.errors import InputError
 from vnet.data.checks import check_dataset, examine
 from vnet.data.dataset import open_dataset
-from vnet.data.dataset_report import report_dataset
-from vnet.data.findings import find_warnings
+from vnet.data.dataset_report import find_warnings, report_dataset
 from vnet.data.nifti import read_header
 from vnet.data.volumes import read_image, read_label
 from vnet.evaluation.metrics import case_metrics

@@ -1,8 +1,11 @@
 """Damaged and hostile files: refused by name, before memory is taken."""
 
+from __future__ import annotations
+
 import gzip
 import struct
 import tracemalloc
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,8 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnet.core.errors import InputError
-from vnet.data.nifti import read_header
-from vnet.data.volumes import read_image, read_label
+from vnet.data.affines import (
+    axis_codes,
+    axis_cosine,
+    canonical_steps,
+    corner_distance_mm,
+    is_turned,
+    relative_orientation,
+    spacing_zyx,
+    voxel_to_mm,
+)
+from vnet.data.nifti import foreign_format, read_header, stem
+from vnet.data.volumes import read_image, read_label, volume_from_array
 
 VOXELS = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
 
@@ -140,3 +153,120 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path_factory, data):
             continue
         assert np.isfinite(volume.array).all()
         assert min(volume.spacing_mm) > 0
+
+
+NIFTI = nib.Nifti1Image(np.zeros((5, 4, 3), np.int16), np.eye(4)).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("a.nii", b"", r"is empty \(0 bytes\); copy or download it again"),
+        ("a.nii.gz", b"", r"is empty \(0 bytes\); copy or download it again"),
+        ("a.nii.gz", NIFTI, "is not packed with gzip but named so; rename it to a.nii$"),
+        ("A.NII.GZ", NIFTI, "is not packed with gzip but named so; rename it to A.NII$"),
+        ("a.nii", gzip.compress(NIFTI), r"is packed with gzip but not named so; rename it to a.nii.gz$"),
+        ("a.nii.gz", gzip.compress(gzip.compress(NIFTI)), "is packed with gzip twice; unpack it once"),
+        (
+            "a.nii.gz",
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "is a Git LFS pointer .*; fetch it with git lfs",
+        ),
+        ("a.nii", b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer .*; fetch it with git lfs"),
+        ("a.nii.gz", b"\n <!DOCTYPE HTML><html>", r"is a web page and not a volume .*; download it again"),
+        ("a.nii", b"<html><body>404</body></html>", r"is a web page and not a volume"),
+        ("a.nii.gz", gzip.compress(b"<html>" * 99), r"is a web page and not a volume"),
+        ("a.nii", bytes(128) + b"DICM" + bytes(400), "is a DICOM file; convert the series with dcm2niix"),
+        ("a.nii.gz", bytes(128) + b"DICM" + bytes(400), "is a DICOM file; convert the series with dcm2niix"),
+        ("a.nii", b"NRRD0004\ntype: short", "is an NRRD file; convert it to NIfTI"),
+        ("a.nii", b"ObjectType = Image\nNDims = 3", "is a MetaImage file; convert it to NIfTI"),
+        ("a.nii.gz", b"BZh91AY&SY", "is packed with another tool than gzip; unpack it"),
+        ("a.nii.gz", b"PK\x03\x04", "is packed with another tool than gzip; unpack it"),
+        ("a.nii", b"no volume at all", r"not a NIfTI file \(.nii, .nii.gz\); convert the volume"),
+        ("a.nii.gz", b"no volume at all", "truncated or damaged gzip"),
+    ],
+)
+def test_the_advice_is_that_of_the_content(name, content, advice, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=advice) as caught:
+        read_header(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["A.NII", "a.Nii.gz", "A.NII.GZ"])
+def test_endings_in_capitals_are_read(name, tmp_path):
+    (tmp_path / name).write_bytes(gzip.compress(NIFTI) if name.lower().endswith(".gz") else NIFTI)
+    assert read_label(tmp_path / name).array.shape == (3, 4, 5)
+    assert stem(tmp_path / name) in ("A", "a")
+
+
+def test_names_of_volumes_that_are_not_read():
+    assert foreign_format("scan.MHA") == "MetaImage"
+    assert foreign_format("scan.nii.bz2") == "NIfTI packed with bzip2"
+    assert foreign_format("scan.dcm") == "DICOM"
+    assert foreign_format("scan.nii.gz") is foreign_format("notes.txt") is foreign_format("scan.png") is None
+    assert stem(Path("a.b.nii.gz")) == "a.b"
+    assert stem(Path("notes.txt")) == "notes.txt"
+
+
+TILT = np.deg2rad(25)
+
+
+def tilted(spacing_xyz=(1.0, 1.0, 2.0)):
+    """A gantry tilt: slices stay upright along x and y, the step to the next slice leans towards the front."""
+    x, y, z = spacing_xyz
+    affine = np.diag([x, y, z, 1.0])
+    affine[:3, 2] = 0, z * np.sin(TILT), z * np.cos(TILT)
+    return affine
+
+
+def rotated(axes, spacing_xyz, angle):
+    affine = np.eye(4)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine[:3, :3] = (turn * spacing_xyz)[:, axes]
+    return affine
+
+
+def test_of_axes_at_right_angles_the_matrix_is_the_spacing():
+    for angle in (0.0, 0.3, 0.7):
+        affine = rotated([2, 0, 1], (0.5, 2.0, 3.0), angle)
+        np.testing.assert_allclose(voxel_to_mm(affine), np.diag(spacing_zyx(affine)), rtol=1e-12)
+        assert (voxel_to_mm(affine) - np.diag(np.diag(voxel_to_mm(affine))) == 0).all()
+    assert spacing_zyx(rotated([2, 0, 1], (0.5, 2.0, 3.0), 0.3)) == pytest.approx((3.0, 2.0, 0.5))
+
+
+def test_of_a_tilted_grid_lengths_and_volume_are_those_of_the_affine():
+    affine = tilted()
+    matrix = voxel_to_mm(affine)
+    offsets = np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, -1, 0), (2, 3, -4)])
+    x, y, z = offsets[:, 2], offsets[:, 1], offsets[:, 0]
+    by_hand = np.sqrt(x**2 + (y + 2 * z * np.sin(TILT)) ** 2 + (2 * z * np.cos(TILT)) ** 2)
+    np.testing.assert_allclose(np.linalg.norm(offsets @ matrix.T, axis=1), by_hand)
+    assert np.linalg.det(matrix) == pytest.approx(2 * np.cos(TILT))
+    assert volume_from_array(np.zeros((3, 4, 5)), affine).voxel_ml == pytest.approx(0.002 * np.cos(TILT))
+    assert volume_from_array(np.zeros((3, 4, 5)), np.diag([2, -3, 4, 1])).voxel_ml == pytest.approx(0.024)
+    assert axis_cosine(affine) == pytest.approx(np.sin(TILT))
+    assert spacing_zyx(affine) == pytest.approx((2, 1, 1))
+
+
+def test_a_tilted_grid_stored_in_other_axes_has_the_same_matrix():
+    affine = tilted()
+    turned = affine.copy()
+    turned[:3, :3] = affine[:3, [2, 0, 1]] * (-1, 1, -1)
+    np.testing.assert_allclose(np.abs(voxel_to_mm(turned)), np.abs(voxel_to_mm(affine)), atol=1e-12)
+    np.testing.assert_allclose(canonical_steps(turned), canonical_steps(affine), atol=1e-12)
+
+
+def test_axes_are_compared_with_each_other_and_not_with_the_body():
+    """Half-way between two body axes a grid and its copy with exchanged axes have other codes, or the same ones."""
+    affine = rotated([0, 1, 2], (1.0, 1.0, 2.0), np.deg2rad(45))
+    assert not is_turned(relative_orientation(affine, affine))
+    exchanged = affine[:, [1, 0, 2, 3]]
+    assert relative_orientation(exchanged, affine).tolist() == [[1, 1], [0, 1], [2, 1]]
+    mirrored = affine * [-1, 1, 1, 1]
+    assert relative_orientation(mirrored, affine).tolist() == [[0, -1], [1, 1], [2, 1]]
+    assert axis_codes(np.diag([-1, -2, 3, 1])) == "LPS"
+
+
+def test_the_distance_of_grids_is_that_of_their_farthest_corners():
+    assert corner_distance_mm(np.diag([1, 1, 1.5, 1]), np.eye(4), (3, 4, 5)) == pytest.approx(2.5)

@@ -10,8 +10,7 @@ import SimpleITK as sitk
 
 from vnet.core.errors import InputError
 from vnet.data.nifti import read_header
-from vnet.data.volumes import read_image, read_label
-from vnet.data.writing import write_labels
+from vnet.data.volumes import read_image, read_label, write_labels
 
 RNG = np.random.default_rng(0)
 SHAPE = (5, 4, 3)  # x, y, z

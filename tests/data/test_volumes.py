@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnet.core.errors import InputError
-from vnet.data.grids import Grid, GridFault, grid_fault
-from vnet.data.volumes import read_image, read_label, volume_from_array
-from vnet.data.writing import write_labels
+from vnet.data.affines import Grid, GridFault, grid_fault
+from vnet.data.volumes import read_image, read_label, volume_from_array, write_labels
 
 AXES = ["".join(letters) for order in permutations(("RL", "AP", "SI")) for letters in product(*order)]
 CANONICAL = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)  # z, y, x

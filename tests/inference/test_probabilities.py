@@ -11,8 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from vnet.core.errors import InputError
-from vnet.data.volumes import read_image, volume_from_array
-from vnet.data.writing import write_scaled
+from vnet.data.volumes import read_image, volume_from_array, write_scaled
 from vnet.inference.probabilities import logit_slabs, probability_slabs, uncertainty_volume
 
 SIZE = (11, 6, 15)

@@ -17,8 +17,7 @@ from vnet.core.config import PointsConfig, load_config
 from vnet.core.errors import InputError, RunFault
 from vnet.data.affines import file_affine
 from vnet.data.preprocessing import Channel, Preprocessing
-from vnet.data.volumes import read_image, volume_from_array
-from vnet.data.writing import write_labels
+from vnet.data.volumes import read_image, volume_from_array, write_labels
 from vnet.inference.ensemble import predict_volume
 from vnet.inference.label_files import predict_files
 from vnet.inference.predictor import Predictor

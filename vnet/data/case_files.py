@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vnet.core.errors import InputError
-from vnet.data.file_kinds import conversion, foreign_format, is_nifti, stem
-from vnet.data.nifti import read_header
-from vnet.data.remarks import Finding, name_some
+from vnet.data.header_affine import Finding, name_some
+from vnet.data.nifti import conversion, foreign_format, is_nifti, read_header, stem
 
 
 @dataclass(frozen=True)

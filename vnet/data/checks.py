@@ -20,13 +20,10 @@ from typing import Any
 from vnet.core.errors import InputError
 from vnet.core.hardware import memory_limit_bytes
 from vnet.core.progress import ProgressBar
-from vnet.data.dataset import Case, Dataset
-from vnet.data.facts import CaseFacts, describe, foreground_voxels
-from vnet.data.fingerprints import Fingerprint, fingerprint
-from vnet.data.header_affine import is_coded
-from vnet.data.kept_facts import kept_file, load_kept, save_kept
+from vnet.data.dataset import Case, Dataset, Fingerprint, fingerprint
+from vnet.data.facts import CaseFacts, describe, foreground_voxels, kept_file, load_kept, save_kept
+from vnet.data.header_affine import is_coded, name_some
 from vnet.data.nifti import read_header
-from vnet.data.remarks import name_some
 from vnet.data.volumes import read_image, read_label
 
 SHOWN_VALUES = 5

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vnet.core.errors import InputError
+from vnet.core.errors import InputError, RunFault
 from vnet.data.case_files import FolderListing, group_channels, list_folder
 from vnet.data.description import (
     inner_path,
@@ -23,8 +23,8 @@ from vnet.data.description import (
     read_modalities,
     read_source,
 )
-from vnet.data.file_kinds import ENDINGS, stem
-from vnet.data.remarks import Finding, name_some
+from vnet.data.header_affine import Finding, name_some
+from vnet.data.nifti import ENDINGS, stem
 
 FOLDERS = ("imagesTr", "labelsTr")
 
@@ -234,3 +234,39 @@ def nnunet_cases(
             faults.append(f"case {name}: several labels, {', '.join(file.name for file in label)}; keep one")
         result.append((Case(name, groups.cases.get(name, due), label[0]), faults))
     return result
+
+
+Fingerprint = list[tuple[int, int]]  # (bytes, modification time in ns) of each file of a case
+
+
+def fingerprint(case: Case) -> Fingerprint:
+    """Size and modification time of each file of a case.
+
+    Raises:
+        RunFault: a file is missing.
+    """
+    try:
+        stats = [path.stat() for path in case.files]
+    except OSError as error:
+        raise RunFault(f"case {case.name}: {error.filename} vanished; restore it and continue") from None
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def require_unchanged(case: Case, before: Fingerprint) -> None:
+    """Raise `RunFault` where a file of the case is missing or its fingerprint differs from `before`."""
+    if fingerprint(case) != before:
+        raise RunFault(f"case {case.name}: its files changed during the run; restore them and continue")
+
+
+def unchanged(cases: Sequence[Case], before: Mapping[str, Fingerprint]) -> Iterator[Case]:
+    """Yield the cases; the files of each are compared with `before` just before it is yielded.
+
+    Args:
+        before: case name -> fingerprint at the start of the run.
+
+    Raises:
+        RunFault: a file of a case is missing or changed.
+    """
+    for case in cases:
+        require_unchanged(case, before[case.name])
+        yield case

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from vnet.core.errors import InputError
-from vnet.data.file_kinds import is_nifti
+from vnet.data.nifti import is_nifti
 
 T = TypeVar("T")
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from vnet.core.config import Config
 from vnet.core.errors import InputError
 from vnet.data.checks import CheckResult, examine
-from vnet.data.dataset import Case, Dataset, open_dataset
-from vnet.data.findings import find_warnings
-from vnet.data.fingerprints import Fingerprint, unchanged
+from vnet.data.dataset import Case, Dataset, Fingerprint, open_dataset, unchanged
+from vnet.data.dataset_report import find_warnings
 from vnet.data.folds import Fold, select_fold
+from vnet.data.header_affine import print_findings
 from vnet.data.phantoms import SheetKind, write_phantoms
 from vnet.data.preprocessing import Preprocessing, grid_faults, plan_preprocessing
-from vnet.data.remarks import print_findings
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from vnet.core.distributed import rank_info
 from vnet.core.errors import InputError, RunFault
 from vnet.core.files import naming_path
 from vnet.core.hardware import memory_limit_bytes
-from vnet.data.dataset import Case
-from vnet.data.fingerprints import fingerprint, require_unchanged
+from vnet.data.dataset import Case, fingerprint, require_unchanged
 from vnet.data.preprocessing import Preprocessing
 from vnet.data.volumes import read_image, read_label
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from vnet.core.errors import InputError
 from vnet.data.case_files import FolderListing, group_channels, list_folder
-from vnet.data.file_kinds import FIRST_BYTES, content_fault, conversion, foreign_format
-from vnet.data.header_affine import NO_CODES_MIXED, is_coded
-from vnet.data.nifti import read_header
-from vnet.data.remarks import Finding, Remark, group_remarks
+from vnet.data.header_affine import NO_CODES_MIXED, Finding, Remark, group_remarks, is_coded
+from vnet.data.nifti import FIRST_BYTES, content_fault, conversion, foreign_format, read_header
 
 SNIFFED_FILES = 20  # of a folder without volumes, to tell what it holds
 

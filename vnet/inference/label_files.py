@@ -11,9 +11,8 @@ from vnet.core.distributed import gather, launch_fabric, rank_info, shard, unsha
 from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.hardware import set_threads
 from vnet.core.progress import ProgressBar
-from vnet.data.remarks import print_findings
-from vnet.data.volumes import Volume, read_image
-from vnet.data.writing import write_labels, write_scaled
+from vnet.data.header_affine import print_findings
+from vnet.data.volumes import Volume, read_image, write_labels, write_scaled
 from vnet.inference.inputs import list_inputs
 from vnet.inference.prediction import Prediction
 from vnet.inference.predictor import Predictor

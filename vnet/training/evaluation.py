@@ -15,8 +15,8 @@ from vnet.core.runs import open_run
 from vnet.data.checks import CheckResult, seen_cases
 from vnet.data.dataset import Dataset
 from vnet.data.folds import Fold
+from vnet.data.header_affine import name_some
 from vnet.data.prepared import PreparedData, open_checked_dataset, prepare_data
-from vnet.data.remarks import name_some
 from vnet.evaluation.scores import CASE_COLUMNS
 from vnet.model.checkpoints import Trained, load_model
 from vnet.report.case_pictures import write_pictures

@@ -23,8 +23,7 @@ from vnet.data.prepared import PreparedData, prepare_data
 from vnet.evaluation.scores import Scores
 from vnet.inference.ensemble import tile_size
 from vnet.model.checkpoints import start_from
-from vnet.model.profiling import count_multiply_adds, count_parameters
-from vnet.model.segmenter import build_model, refuse_beyond_memory
+from vnet.model.segmenter import build_model, count_multiply_adds, count_parameters, refuse_beyond_memory
 from vnet.training.evaluation import write_tables
 from vnet.training.trainer import Trainer
 

@@ -23,8 +23,7 @@ from vnet.core.runs import Run
 from vnet.data.batches import Batch, TrainingBatches
 from vnet.data.prepared import PreparedData
 from vnet.model.losses import total_loss
-from vnet.model.profiling import count_multiply_adds, count_parameters
-from vnet.model.segmenter import build_model
+from vnet.model.segmenter import build_model, count_multiply_adds, count_parameters
 from vnet.training.logger import LOG_EVERY, RunLogger
 from vnet.training.optimizer import build_optimizer, update_weights
 from vnet.training.progress import StepResult

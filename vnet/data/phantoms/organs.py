@@ -6,11 +6,74 @@ size, spacing, orientation, gain and bias field. A coarse grid loses folds, clef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from vnet.data.phantoms.anatomy import FIRST_ORGAN, TISSUE, draw_anatomy
-from vnet.data.phantoms.intensities import IntensityModel
+from vnet.data.phantoms.anatomy import AIR, FIRST_ORGAN, TISSUE, Waves, draw_anatomy
 from vnet.data.phantoms.kinds import PhantomKind
+
+# Air, tissue, first organ, vessel; MR in units of the gain, CT in Hounsfield units.
+MR = ((0.04, 0.36, 0.62, 1.1), (0.04, 0.7, 0.45, 0.2))
+CT = ((-1000.0, -80.0, 70.0, 210.0),)
+
+
+@dataclass(frozen=True)
+class IntensityModel:
+    """How the materials of one subject look.
+
+    Attributes:
+        values: (channels, materials) mean intensities.
+        texture: fine variation of everything but air, in units of the values.
+        bias: logarithm of the bias field (the coil's sensitivity); None for CT.
+        gain: the stored value of intensity 1.
+        noise: standard deviation, in units of the values.
+    """
+
+    values: np.ndarray
+    texture: Waves
+    bias: Waves | None
+    gain: float
+    noise: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, kind: PhantomKind, box_mm: np.ndarray) -> IntensityModel:
+        """A random subject's contrasts, texture, bias field and gain, for a field of view of `box_mm` (z, y, x)."""
+        tables = CT if kind.modality == "CT" else MR
+        values = np.array([material_values(tables[c % len(tables)], kind) for c in range(kind.channels)])
+        contrast = float(np.abs(values[0, FIRST_ORGAN] - values[0, TISSUE]))
+        values += rng.normal(0, 0.05 * contrast, values.shape)
+        length = float(box_mm.min())
+        return cls(
+            values=values,
+            texture=Waves.draw(rng, length / 4, 0.12 * contrast),
+            bias=None if kind.modality == "CT" else Waves.draw(rng, 2 * length, 0.2),
+            gain=1.0 if kind.modality == "CT" else float(np.exp(rng.uniform(np.log(150), np.log(6000)))),
+            noise=kind.noise * contrast,
+        )
+
+    def __call__(self, rng: np.random.Generator, shares: np.ndarray, axes: Sequence[np.ndarray]) -> np.ndarray:
+        """(C, d, h, w) int16 from partial volumes (materials, d, h, w) on the open grid `axes` of z, y, x in mm."""
+        texture = self.texture(axes)[0] * (1 - shares[AIR])
+        bias = 1.0 if self.bias is None else np.exp(self.bias(axes)[0])
+        images = []
+        for values in self.values.astype(np.float32):
+            signal = (np.tensordot(values, shares, 1) + texture) * bias
+            noisy = signal + self.noise * rng.standard_normal(signal.shape, np.float32)
+            if self.bias is not None:  # the modulus of a complex signal with Gaussian noise is Rician
+                noisy = np.hypot(noisy, self.noise * rng.standard_normal(signal.shape, np.float32))
+            images.append(np.clip(np.rint(noisy * self.gain), -32768, 32767).astype(np.int16))
+        return np.stack(images)
+
+
+def material_values(table: Sequence[float], kind: PhantomKind) -> list[float]:
+    """Intensities of air, tissue, organs and vessel; neighbouring organs differ by about half the contrast."""
+    air, tissue, organ, vessel = table
+    step = (organ - tissue) * 0.55
+    organs = [organ + step * (i % 2) - 0.2 * step * (i % 3) * (kind.organs > 2) for i in range(kind.organs)]
+    return [air, tissue, *organs, *([vessel] if kind.vessels else [])]
+
 
 FINE_VOXELS = 2**22  # rendered at once
 

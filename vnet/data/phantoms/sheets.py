@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vnet.data.phantoms.fields import Waves
+from vnet.data.phantoms.anatomy import Waves
 from vnet.data.phantoms.kinds import SheetKind
 
 FINENESS = 3  # finer voxels per voxel and axis in rendering

@@ -17,7 +17,7 @@ from vnet.data.affines import file_affine
 from vnet.data.phantoms.kinds import PhantomKind, SheetKind
 from vnet.data.phantoms.organs import make_phantom
 from vnet.data.phantoms.sheets import make_sheet
-from vnet.data.writing import write_nifti
+from vnet.data.volumes import write_nifti
 
 
 def write_phantoms(

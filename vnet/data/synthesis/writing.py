@@ -15,8 +15,8 @@ import numpy as np
 from vnet.core.errors import InputError, printable
 from vnet.core.progress import ProgressBar
 from vnet.data.case_files import list_folder
-from vnet.data.file_kinds import stem
 from vnet.data.folds import kfold_folds
+from vnet.data.nifti import stem
 from vnet.data.synthesis.image_model import ImageModel
 from vnet.data.synthesis.label_table import (
     LabelValue,
@@ -26,8 +26,7 @@ from vnet.data.synthesis.label_table import (
     structure_names,
     unknown_values,
 )
-from vnet.data.volumes import read_label
-from vnet.data.writing import write_nifti
+from vnet.data.volumes import read_label, write_nifti
 
 MARGIN = 4  # voxels around the structures
 FOLDS = 4
