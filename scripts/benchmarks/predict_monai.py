@@ -54,7 +54,12 @@ def trial(classes: int, arm: str, steps: int) -> Trial:
 
 def ours(run: str, keys: list[str], volume: Volume, clock: Clock) -> np.ndarray:
     """Labels as `vnet predict` makes them."""
-    stages = {"mean_logits": "tiles", "render_labels": "labels", "uncertain_voxels": "refine", "refine_labels": "refine"}
+    stages = {
+        "mean_logits": "tiles",
+        "render_labels": "labels",
+        "uncertain_voxels": "refine",
+        "refine_labels": "refine",
+    }
     for name, stage in stages.items():
         setattr(inference, name, timed(getattr(inference, name), clock[stage]))
     opened, config = open_run(run, keys)

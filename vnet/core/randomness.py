@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-POINTS, DROPOUT = 1, 2  # purposes; each has random numbers of its own
+POINTS, DROPOUT, CALIBRATION = 1, 2, 3  # purposes; each has random numbers of its own
 
 
 def sample_seed(seed: int, step: int, sample: int, purpose: int) -> int:

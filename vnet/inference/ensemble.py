@@ -53,7 +53,7 @@ def predict_together(
         overlap=config.inference.overlap,
         refine=config.points.refine,
         refine_fraction=config.points.refine_fraction,
-        max_margin=config.points.max_margin,
+        max_margin=largest_margin([member.model for member in members], config),
         mirror=config.inference.mirror,
         keep_logits=keep_logits,
         precision=config.inference.precision or config.training.precision,
@@ -66,6 +66,15 @@ def predict_together(
                 labels, 1000 * volume.voxel_ml, largest=rules.largest_component, min_mm3=rules.min_component_mm3
             )
     return prediction
+
+
+def largest_margin(models: Sequence[Segmenter], config: Config) -> float | None:
+    """`points.max_margin`; of `auto` the largest of the models with a head, None where one has not been measured."""
+    if config.points.max_margin != "auto":
+        return config.points.max_margin
+    margins = [model.max_margin for model in models if model.head is not None]
+    known = [margin for margin in margins if margin is not None]
+    return max(known) if known and len(known) == len(margins) else None
 
 
 def tile_size(config: Config) -> Axes:

@@ -5,6 +5,7 @@ The logits of several models and of mirrored tiles are averaged. No float tensor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointrend.coordinates import extent_centres
+from pointrend.reading import sample_at, uncertainty
 from pointrend.render import render_labels
 from pointrend.uncertain import uncertain_voxels
 from vnet.core.config import Axes
@@ -19,7 +22,7 @@ from vnet.inference.kept_features import saved_bytes
 from vnet.inference.mirroring import mirror_sets
 from vnet.inference.prediction import Prediction
 from vnet.inference.refinement import refine_labels
-from vnet.inference.tiled_network import TiledNetwork, mean_logits
+from vnet.inference.tiled_network import POINTS_AT_ONCE, TiledNetwork, mean_logits
 from vnet.inference.tiling import lay_tiles
 from vnet.model.segmenter import Segmenter
 
@@ -46,6 +49,7 @@ def segment_together(
     mirror: Sequence[str] = (),
     keep_logits: bool = False,
     precision: str = "32-true",
+    index: Tensor | None = None,
 ) -> Prediction:
     """Segment a preprocessed volume on a target grid that spans the same box.
 
@@ -64,6 +68,7 @@ def segment_together(
         mirror: axes among z, y, x along which every tile is also predicted mirrored.
         keep_logits: keep the logits of the heads, which probabilities need.
         precision: arithmetic of networks and heads, `32-true`, `bf16-mixed` or `16-mixed`.
+        index: (n,) int64 ascending flat indices to refine in place of the most uncertain voxels.
     """
     working = members[0][1].shape[1:]
     network = members[0][0].network
@@ -90,16 +95,21 @@ def segment_together(
         none = np.zeros(0, np.int64)
         empty = none.astype(np.float32)
         return Prediction(labels, False, none, labels[:0].ravel(), empty, empty, coarse.cpu(), grid.canvas, extent)
-    index, margins = uncertain_voxels(
-        coarse,
-        tuple(size),
-        num_points=round(refine_fraction * int(np.prod(size))),
-        max_margin=max_margin,
-        extent=extent,
-    )
+    if index is None:
+        most = round(refine_fraction * math.prod(size))
+        index, margins = uncertain_voxels(coarse, tuple(size), num_points=most, max_margin=max_margin, extent=extent)
+    else:
+        margins = uncertainty_at(coarse, index, size, extent)
     index = index.cpu()
     unrefined = labels.reshape(-1)[index.numpy()]
     logits = torch.zeros(len(coarse), len(index)) if keep_logits else None
     refined_uncertainty = refine_labels(networks, own, labels, index, extent=extent, logits=logits)
     of_voxels = index.numpy(), unrefined, margins.cpu().numpy(), refined_uncertainty.numpy()
     return Prediction(labels, True, *of_voxels, coarse.cpu(), grid.canvas, extent, logits)
+
+
+def uncertainty_at(coarse: Tensor, index: Tensor, size: Sequence[int], extent: Sequence[float]) -> Tensor:
+    """(n,) second best minus best of the interpolated coarse logits (K, d, h, w) at voxels of a target grid."""
+    points = extent_centres(index.to(coarse.device), tuple(size), extent)
+    parts = [uncertainty(sample_at(coarse[None], some[None]))[0] for some in points.split(POINTS_AT_ONCE)]
+    return torch.cat(parts)

@@ -151,6 +151,7 @@ def load_model(run: Run, config: Config, checkpoint: str) -> Trained:
     structures = tuple(state["structures"])
     model = build_model(config, in_channels=state["in_channels"], classes=len(structures), ignore=state["ignore"])
     load_weights(model, state, path)
+    model.max_margin = state.get("max_margin")
     preprocessing = Preprocessing.from_dict(state["preprocessing"])
     images = frozenset(state.get("training_images", ()))
     return Trained(model.eval(), preprocessing, structures, state["in_channels"], images)

@@ -26,6 +26,9 @@ class Segmenter(nn.Module):
         points: how training points are drawn.
         point_dice: give the Dice loss at those points as well.
         ignore: label value that is neither sampled nor counted.
+
+    Attributes:
+        max_margin: the calibrated margin of `points.max_margin: auto`; None before it is measured.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Segmenter(nn.Module):
         self.points = points
         self.point_dice = point_dice
         self.ignore = ignore
+        self.max_margin: float | None = None
 
     def forward(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Loss terms of a batch, unweighted: `dice`, `cross_entropy` and, with a head, `point` (the cross-entropy at

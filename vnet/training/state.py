@@ -34,6 +34,7 @@ def restore_state(
     if run.last.is_file():
         state = read_checkpoint(run.last)
         load_weights(model, state, run.last)
+        model.max_margin = state.get("max_margin")
         optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])
     elif config.training.init_from:
@@ -62,6 +63,7 @@ def save_state(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
+        "max_margin": model.max_margin,
         "config_hash": run.config_hash,
         "preprocessing": prepared.preprocessing.to_dict(),
         "structures": list(dataset.structures),

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from vnet.core.config import Config
-from vnet.core.distributed import reduce_max, shard, start_all_reduce_mean, sync_batch_norm
+from vnet.core.distributed import on_rank_zero, reduce_max, shard, start_all_reduce_mean, sync_batch_norm
 from vnet.core.errors import Preempted, RunFault, StopRequest
 from vnet.core.files import naming_path
 from vnet.core.hardware import describe_device, peak_memory_mib, reset_peak_memory
@@ -24,6 +24,7 @@ from vnet.data.batches import Batch, TrainingBatches
 from vnet.data.prepared import PreparedData
 from vnet.model.losses import total_loss
 from vnet.model.segmenter import build_model, count_multiply_adds, count_parameters
+from vnet.training.calibration import calibrate_margin, margin_text
 from vnet.training.logger import LOG_EVERY, RunLogger
 from vnet.training.optimizer import build_optimizer, update_weights
 from vnet.training.progress import StepResult
@@ -205,6 +206,8 @@ class Trainer:
         """Score the validation fold with the weights at the end: every metric, and the last events of the log."""
         names = self.prepared.fold.val
         self.progress.last_curves = {}
+        if self.config.points.max_margin == "auto" and self.plain.head is not None:
+            self.calibrate()
         reset_peak_memory()
         with ProgressBar("evaluating", len(shard(names))) as bar, naming_path(self.run.folder):
             validation = self.validator.validate(self.plain, self.progress.step, dice_alone=False, advance=bar.advance)
@@ -216,6 +219,13 @@ class Trainer:
             self.progress.evaluated = True
             self.save(self.run.last)
         return validation
+
+    def calibrate(self) -> None:
+        """Measure the margin of `points.max_margin: auto`, write it to run.json and say what it holds."""
+        self.plain.eval()
+        facts = calibrate_margin(self.plain, self.prepared, self.config)
+        on_rank_zero(lambda: self.run.write_info(**facts))
+        print(margin_text(facts), flush=True)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""

@@ -127,8 +127,9 @@ class PointsConfig:
     """Share of N drawn among the voxels of each label, background first (sum at most 1); null draws from all alike."""
     refine_fraction: float = key(0.06, hash_default=0.06)
     """Share of the voxels of the target grid refined at prediction, the most uncertain first."""
-    max_margin: float | None = key(None, hash_default=None)
-    """Refine only where best minus second-best logit is at most this; null sets no limit."""
+    max_margin: float | Literal["auto"] | None = key(None, hash_default=None)
+    """Refine only where best minus second-best logit is at most this; null sets no limit; auto takes the value that the
+    end of the training measures, within which the head changes 99 % of the labels that it changes at all."""
     features: tuple[str, ...] = key(("encoder1", "decoder"), hash_default=("encoder1", "decoder"))
     """Stages of the network that the head reads: encoder1 ... encoderN, decoder (the last before the logits)."""
     image: bool = key(True, hash_default=True)
@@ -149,9 +150,9 @@ class PointsConfig:
         require(fair, "points.quotas", "be shares of sum at most 1, one a label, or null", self.quotas)
         require(0 <= self.refine_fraction <= 1, "points.refine_fraction", "lie in [0, 1]", self.refine_fraction)
         require(
-            self.max_margin is None or self.max_margin >= 0,
+            self.max_margin is None or self.max_margin == "auto" or self.max_margin >= 0,
             "points.max_margin",
-            "be 0 or more, or null",
+            "be 0 or more, auto, or null",
             self.max_margin,
         )
         require(
