@@ -11,8 +11,16 @@ from vnet.core.errors import InputError
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.folds import select_fold
-from vnet.data.synthesis.image_model import T1_MEANS, ImageModel, bias_field, lower_resolution
-from vnet.data.synthesis.label_table import LabelValue, freesurfer_table, read_table, structure_names
+from vnet.data.synthesis.image_model import (
+    T1_MEANS,
+    ImageModel,
+    LabelValue,
+    bias_field,
+    freesurfer_table,
+    lower_resolution,
+    read_table,
+    structure_names,
+)
 from vnet.data.synthesis.writing import synthesize_dataset
 from vnet.data.volumes import read_image, read_label
 

@@ -17,8 +17,8 @@ from vnet.core.progress import ProgressBar
 from vnet.data.case_files import list_folder
 from vnet.data.folds import kfold_folds
 from vnet.data.nifti import stem
-from vnet.data.synthesis.image_model import ImageModel
-from vnet.data.synthesis.label_table import (
+from vnet.data.synthesis.image_model import (
+    ImageModel,
     LabelValue,
     Table,
     freesurfer_table,
