@@ -37,6 +37,18 @@ BENCHMARKS = {
     "kinds": "prediction of volumes of odd kinds: seconds, peak memory, Dice",
     "determinism": "training steps with deterministic algorithms and without; which bits agree",
 }
+# the functions below scripts/benchmarks; the others are NAME.run
+FUNCTIONS = {
+    "subdivision": "refinement.run_subdivision",
+    "tensorboard": "training.run_tensorboard",
+    "train_job": "start.run_train_job",
+    "train_growth": "step.run_train_growth",
+    "train_roofline": "step.run_train_roofline",
+    "predict_monai": "volume.run_predict_monai",
+    "processes": "training.run_processes",
+    "kinds": "volume.run_kinds",
+    "determinism": "training.run_determinism",
+}
 BY_CASE = ("render", "subdivision")  # those whose rows can be measured one at a time
 WITH_RUN = ("render", "refinement")
 
@@ -62,8 +74,9 @@ def main(argv: Sequence[str]) -> int:
     choice: dict[str, Any] = {"cases": chosen.case} if chosen.name in BY_CASE else {}
     if chosen.name in WITH_RUN:
         choice["trained"] = chosen.run
-    module = import_module(f"scripts.benchmarks.{chosen.name}")
-    show(module.run(quick=chosen.quick, **choice), chosen.name, chosen)
+    module, function = FUNCTIONS.get(chosen.name, f"{chosen.name}.run").split(".")
+    run = getattr(import_module(f"scripts.benchmarks.{module}"), function)
+    show(run(quick=chosen.quick, **choice), chosen.name, chosen)
     return 0
 
 
@@ -71,7 +84,7 @@ def show(rows: list[dict[str, object]], title: str, chosen: Namespace) -> None:
     """Print the rows; keep them as TITLE.csv and .png unless the run was quick."""
     print_rows(rows, title)
     if not chosen.quick:
-        from scripts.benchmarks.charts import draw_seconds, merged, read_csv, write_csv
+        from scripts.benchmarks.harness import draw_seconds, merged, read_csv, write_csv
 
         chosen.output.mkdir(parents=True, exist_ok=True)
         table = chosen.output / f"{title}.csv"

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--case", metavar="NAME", help="a case of its validation fold (default: the first)")
     parser.add_argument("--tensorboard", metavar="RUNS", type=Path, help="a folder of runs, as runs/quickstart")
     chosen = parser.parse_args(argv)
-    from scripts.figures import head, points
+    from scripts.figures import points
 
     chosen.output.mkdir(parents=True, exist_ok=True)
     if chosen.tensorboard:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
         paths = tensorboard_tabs.draw(chosen.tensorboard, chosen.output)
     else:
-        paths = head.draw(chosen.run, chosen.case, chosen.output) if chosen.run else points.draw(chosen.output)
+        paths = points.draw_head(chosen.run, chosen.case, chosen.output) if chosen.run else points.draw(chosen.output)
     for path in paths:
         print(f"written: {path}")
     return 0

@@ -49,7 +49,7 @@ def train(argv: Sequence[str]) -> int:
 
     config = load_config(argv)
     require_detection()
-    from scripts.nuclei.study import train_study
+    from scripts.nuclei.training import train_study
 
     try:
         train_study(config, REPOSITORY / "results" / config.name)
@@ -70,7 +70,7 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("--score", type=float, default=0.5, help="lowest score of a detection (0.5)")
     chosen = parser.parse_args(argv)
     require_detection()
-    from scripts.nuclei.prediction import predict_file
+    from scripts.nuclei.detector import predict_file
 
     count = predict_file(chosen.run, chosen.input, chosen.output, boxes=chosen.boxes, score=chosen.score)
     print(f"wrote the instances of {count} image{'s' * (count != 1)} to {chosen.output}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pointrend import getpoint
-from scripts.benchmarks.rows import Row
+from scripts.benchmarks.harness import Row
 
 BETA, RADIUS = 0.95, 1
 

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from scripts.benchmarks.fresh import call
+from scripts.benchmarks.harness import Row, call
 from scripts.benchmarks.render import Case as Logits
 from scripts.benchmarks.render import synthetic_logits
-from scripts.benchmarks.rows import Row
 from vnet.core.errors import InputError
 
 CASES = 2

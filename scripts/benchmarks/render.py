@@ -28,7 +28,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.benchmarks.rows import Row, chosen_names
+from scripts.benchmarks.harness import Row, chosen_names
 
 Render = Callable[[NDArray[np.float32], tuple[int, ...]], NDArray[Any]]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -279,6 +279,22 @@ def _by(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+def coarse_logits(run: Path) -> NDArray[np.float32]:
+    """(1, K, d, h, w) logits of the run's network on the first case of its validation fold.
+
+    Raises:
+        InputError: not a run.
+    """
+    from vnet.data.prepared import prepare_data
+    from vnet.data.volumes import read_image
+    from vnet.inference.predictor import Predictor
+
+    predictor = Predictor(run)
+    prepared = prepare_data(predictor.config)
+    case = prepared.cases(prepared.fold.val[:1])[0]
+    return predictor.predict(read_image(case.images)).coarse[None].numpy()
+
+
 def run(quick: bool = False, cases: Sequence[str] = (), trained: Path | None = None) -> list[Row]:
     """Rows of the table, one thread a side except where its name says two.
 
@@ -305,8 +321,6 @@ def run(quick: bool = False, cases: Sequence[str] = (), trained: Path | None = N
             sides = QUICK_SIDES if quick else SIDES if name in CASES else OWN_SIDES
             rows.append(measure(name, synthetic_logits(case), case.target, sides, calls=5 if quick else 7))
         else:
-            from scripts.benchmarks.trained import coarse_logits
-
             assert trained is not None
             logits, factor = coarse_logits(trained), TRAINED_FACTORS[real.index(name)]
             target = tuple(n * factor for n in logits.shape[2:])

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmarks.fresh import call
-from scripts.benchmarks.rows import Row, paired
+from scripts.benchmarks.harness import Row, call, paired
 from scripts.benchmarks.step import random_batch
 from vnet.core.config import ARMS, load_config
 from vnet.core.hardware import keep_freed_memory, peak_memory_mib, set_threads

@@ -1,10 +1,14 @@
-"""Train one run: the loop, its checkpoints, its validations, and the scores of the test images at the end."""
+"""Training of the study's runs: the loop, its validations, and the scores of the test images at the end.
+
+A run has a folder. As it ends, it is merged into the study's tables in results/, which a fresh clone can read.
+"""
 
 from __future__ import annotations
 
-import io
+import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +20,90 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.models.detection import MaskRCNN
 
 from scripts.nuclei.config import Config
-from scripts.nuclei.detector import build_detector
-from scripts.nuclei.evaluation import score_detections, score_images
-from scripts.nuclei.images import LEAST_PIXELS, Images, instances, normalised, random_crop, split_by_likeness
-from scripts.nuclei.pictures import outlined
-from scripts.nuclei.results import RunFolder
+from scripts.nuclei.detector import build_detector, load_checkpoint, save_checkpoint
+from scripts.nuclei.images import (
+    LEAST_PIXELS,
+    Images,
+    instances,
+    normalised,
+    random_crop,
+    read_images,
+    split_by_likeness,
+)
+from scripts.nuclei.pictures import draw_mosaic, outlined
+from scripts.nuclei.scoring import score_detections, score_images
 from vnet.core.environment import environment
-from vnet.core.errors import Preempted, StopRequest
-from vnet.core.files import RunLock, read_table, write_bytes, write_table
+from vnet.core.errors import InputError, Preempted, StopRequest, stopping_at_once
+from vnet.core.files import RunLock, file_lock, read_json, read_table, write_table, write_text
 from vnet.core.hardware import peak_memory_mib
 from vnet.core.progress import ProgressBar
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class RunFolder:
+    """RUN_ROOT/NAME/ARM/seedS: config.yaml, run.json, metrics.csv, cases.csv, nuclei.csv, checkpoints, TensorBoard.
+
+    Args:
+        config: of the run.
+        data_hash: of the images.
+    """
+
+    def __init__(self, config: Config, data_hash: str) -> None:
+        self.config, self.path = config, config.folder
+        self.identity = {"config_hash": config.hash(data_hash), "data_hash": data_hash}
+
+    def is_done(self) -> bool:
+        """Whether the run has been scored.
+
+        Raises:
+            InputError: the folder holds another experiment.
+        """
+        info = read_json(self.path / "run.json")
+        if info is None:
+            return False
+        found = info.get("config_hash")
+        if found != self.identity["config_hash"]:
+            raise InputError(
+                f"{self.path}: holds another experiment (config or data differ: hash {found}, now "
+                f"{self.identity['config_hash']}); give this one another name or run_root, or remove that folder"
+            )
+        return (self.path / "cases.csv").is_file()
+
+    def start(self) -> None:
+        """Write config and hashes first, so that a killed run can be identified."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yaml", self.config.to_yaml())
+        write_text(self.path / "run.json", json.dumps(self.identity, indent=2) + "\n")
+
+    def finish(self, *, cases: Rows, nuclei: Rows, info: Mapping[str, Any]) -> None:
+        """Write what was scored; cases.csv last, as it says that the run is done."""
+        known = read_json(self.path / "run.json") or {}
+        write_text(self.path / "run.json", json.dumps(known | dict(info), indent=2) + "\n")
+        write_table(self.path / "nuclei.csv", nuclei)
+        write_table(self.path / "cases.csv", cases)
+
+
+def keep(config: Config, split: Rows, results: Path) -> None:
+    """Merge a finished run into the study's tables, its own rows replacing older ones."""
+    results.mkdir(parents=True, exist_ok=True)
+    info = read_json(config.folder / "run.json") or {}
+    mine = {"arm": config.arm, "seed": config.seed}
+    run = mine | {key: value for key, value in info.items() if not isinstance(value, (dict, list))}
+    with file_lock(results / ".lock"):
+        write_text(results / "config.yaml", replace(config, arm="all", seed=-1).to_yaml())
+        write_text(results / "splits.json", json.dumps(list(split), indent=1) + "\n")
+        _merge(results / "runs.csv", mine, [run])
+        for name, source in (("curves.csv", "metrics.csv"), ("cases.csv", "cases.csv"), ("nuclei.csv", "nuclei.csv")):
+            _merge(results / name, mine, [mine | row for row in read_table(config.folder / source)])
+
+
+def _merge(path: Path, mine: Mapping[str, Any], rows: Rows) -> None:
+    others = [row for row in read_table(path) if (row["arm"], row["seed"]) != (mine["arm"], str(mine["seed"]))]
+    joined = sorted([*others, *rows], key=lambda row: (str(row["arm"]), int(row["seed"])))  # stable within a run
+    columns = list(dict.fromkeys(key for row in joined for key in row))
+    write_table(path, [{key: row.get(key) for key in columns} for row in joined])
+
 
 WARM_UP = 50  # steps in which the learning rate rises
 MOST_NORM = 10.0  # of the gradient; the first steps of a detector are wild
@@ -172,28 +250,21 @@ def validate(
     write_table(path, [*known, row])
 
 
-def save_checkpoint(
-    path: Path, averaged: AveragedModel, detector: MaskRCNN, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """Everything that is needed to continue; random numbers are functions of seed and step."""
-    parts = {"averaged": averaged, "model": detector, "optimizer": optimizer}
-    buffer = io.BytesIO()
-    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, buffer)
-    write_bytes(path, buffer.getvalue())
-
-
-def load_checkpoint(
-    path: Path,
-    averaged: AveragedModel,
-    detector: MaskRCNN | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> int:
-    """Steps done; 0 where there is no checkpoint."""
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    averaged.load_state_dict(state["averaged"])
-    if detector is not None and optimizer is not None:
-        detector.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+def train_study(config: Config, results: Path) -> None:
+    """Train the runs that `config` asks for and merge each into `results` as it ends."""
+    with stopping_at_once():
+        images = read_images(config.data)
+        split = split_by_likeness(
+            images, clusters=config.clusters, test=config.test_images, validation=config.validation_images
+        )
+        for part in ("train", "validation", "test"):
+            rows = [row for row in split if row["part"] == part]
+            groups = len({row["group"] for row in rows})
+            nuclei = sum(int(str(row["nuclei"])) for row in rows)
+            print(f"{part}: {len(rows)} images of {groups} groups, {nuclei} nuclei", flush=True)
+        for run in config.runs():
+            fresh = train_run(run, images)
+            keep(run, split, results)
+            print(f"{run.folder}: {'done' if fresh else 'was done before'}", flush=True)
+        if draw_mosaic(config, images, split, results / "nuclei.png"):
+            print(f"picture: {results / 'nuclei.png'}", flush=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pointrend import render_labels
-from scripts.benchmarks import charts, getpoint, predict_monai, refinement, render
-from scripts.benchmarks.rows import chosen_names, timed
+from scripts.benchmarks import getpoint, harness, refinement, render, volume
+from scripts.benchmarks.harness import chosen_names, timed
 from vnet.core.errors import InputError
 
 
@@ -28,7 +28,7 @@ def test_logits_resampled_by_monai_lie_where_ours_are_rendered():
     logits = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     for size in ((9, 11, 13), (5, 12, 7)):
         ours = render_labels(logits[None], size)[0].numpy()
-        assert (predict_monai.resampled(logits, size) != ours).mean() < 0.002  # ties within rounding
+        assert (volume.resampled(logits, size) != ours).mean() < 0.002  # ties within rounding
 
 
 def test_mixed_share_counts_cells():
@@ -47,17 +47,17 @@ def test_the_algorithms_of_2020_draw_near_the_same_boundary():
 
 def test_rows_become_a_table_and_a_chart(tmp_path):
     rows = [{"case": "a", "one_s": 0.5, "two_s": 0.1}, {"case": "b", "one_s": 0.2, "extra": 3}]
-    charts.write_csv(rows, tmp_path / "rows.csv")
+    harness.write_csv(rows, tmp_path / "rows.csv")
     assert (tmp_path / "rows.csv").read_text().splitlines() == ["case,one_s,two_s,extra", "a,0.5,0.1,", "b,0.2,,3"]
-    charts.draw_seconds(rows, tmp_path / "rows.png", "title")
+    harness.draw_seconds(rows, tmp_path / "rows.png", "title")
     assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_rows_measured_again_take_the_place_of_the_old(tmp_path):
     old = [{"case": "a", "one_s": 0.5}, {"case": "b", "one_s": 0.2, "size": "2x3"}]
-    charts.write_csv(old, tmp_path / "rows.csv")
-    assert charts.read_csv(tmp_path / "rows.csv") == old
-    rows = charts.merged(old, [{"case": "c", "one_s": 1}, {"case": "a", "one_s": 0.4}])
+    harness.write_csv(old, tmp_path / "rows.csv")
+    assert harness.read_csv(tmp_path / "rows.csv") == old
+    rows = harness.merged(old, [{"case": "c", "one_s": 1}, {"case": "a", "one_s": 0.4}])
     assert [(row["case"], row["one_s"]) for row in rows] == [("a", 0.4), ("b", 0.2), ("c", 1)]
 
 

@@ -266,7 +266,7 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.detection
 def test_a_study_from_training_to_tables(small):
     from scripts.nuclei.comparison import report
-    from scripts.nuclei.study import train_study
+    from scripts.nuclei.training import train_study
 
     config, results = small
     train_study(config("--seeds", "[0,1]", "--arms", "[conv28,pointrend7]"), results)
@@ -298,7 +298,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(small, monkeypatch):
     import torch
 
     from scripts.nuclei import training
-    from scripts.nuclei.study import train_study
+    from scripts.nuclei.training import train_study
     from vnet.core.errors import Preempted
 
     config, results = small
@@ -326,8 +326,8 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(small, monkeypatch):
 def test_prediction_in_given_boxes_and_its_refusals(small):
     from PIL import Image
 
-    from scripts.nuclei.prediction import predict_file
-    from scripts.nuclei.study import train_study
+    from scripts.nuclei.detector import predict_file
+    from scripts.nuclei.training import train_study
 
     config, results = small
     train_study(config("--arm", "pointrend7", "--seed", "0"), results)

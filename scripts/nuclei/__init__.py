@@ -1,1 +1,0 @@
-"""The study of Mask R-CNN with PointRend on nuclei: what `scripts/instances.py` needs."""
