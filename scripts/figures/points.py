@@ -16,8 +16,7 @@ from vnet.data.prepared import prepare_data
 from vnet.data.volumes import read_image, read_label
 from vnet.inference.predictor import Predictor
 from vnet.report.case_pictures import png
-from vnet.report.pictures import contour_picture
-from vnet.report.slices import cut_slices, largest_slices
+from vnet.report.pictures import contour_picture, cut_slices, largest_slices
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DARK, LIGHT, ACCENT = "#1b3a57", "#d7e3ee", "#d1495b"

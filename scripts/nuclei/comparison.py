@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from vnet.core.errors import InputError
-from vnet.evaluation.statistics import Paired, holm, summarise
-from vnet.evaluation.verdicts import verdict
+from vnet.evaluation.statistics import Paired, holm, summarise, verdict
 
 SCORES = {
     "ap": "AP",

@@ -16,8 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from tests.docs.pages import ROOT, MarkdownTable
-from vnet.evaluation.statistics import Paired, SeedSpread, holm, summarise
-from vnet.evaluation.verdicts import verdict
+from vnet.evaluation.statistics import Paired, SeedSpread, holm, summarise, verdict
 
 KEYS = ["fold", "seed", "case"]
 UNREFINED = ":unrefined"  # after an arm with a head: the same networks without it

@@ -15,7 +15,7 @@ import pytest
 
 from tests.docs.figures import change, dice, expected_row, figures, interval
 from tests.docs.pages import LOG, PAGES, ROOT, MarkdownTable, cells, one_line, prose, tables
-from vnet.evaluation.verdicts import verdict
+from vnet.evaluation.statistics import verdict
 
 MAIN = figures("study_hippocampus", 1, 2, 3)
 CHOICE = figures("study_hippocampus", 0)

@@ -10,15 +10,16 @@ import pytest
 
 from vnet.core.errors import InputError
 from vnet.evaluation.comparison import (
+    MEAN,
     arm_means,
     compare,
     named_comparisons,
+    paired_cases,
     refinement_comparisons,
     seed_nulls,
     usual_comparisons,
     with_spread_of,
 )
-from vnet.evaluation.pairs import MEAN, paired_cases
 from vnet.evaluation.study_tables import read_study
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -10,9 +10,9 @@ import pytest
 from vnet.core.errors import InputError
 from vnet.evaluation.comparison import MEAN
 from vnet.evaluation.study_tables import read_study
-from vnet.report.costs import costs_table
+from vnet.report.arms import costs_table
 from vnet.report.figures import figures_of
-from vnet.report.files import markdown_page, write_report
+from vnet.report.output import markdown_page, write_report
 from vnet.report.report import build_report
 from vnet.report.subgroups import subgroups_table
 

@@ -12,11 +12,11 @@ import pytest
 
 from vnet.evaluation.study_tables import read_study
 from vnet.report import provenance
-from vnet.report.cases import case_anchors, cases_table, worst_cases_table
+from vnet.report.arms import AUGMENTATION, arms_table, training_table
 from vnet.report.figures import figures_of, read_curves
-from vnet.report.files import write_report
+from vnet.report.output import write_report
 from vnet.report.report import build_report
-from vnet.report.training_table import AUGMENTATION, arms_table, training_table
+from vnet.report.subgroups import case_anchors, cases_table, worst_cases_table
 
 RESULTS = Path(__file__).parents[2] / "results"
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"

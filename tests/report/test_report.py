@@ -15,15 +15,13 @@ from vnet.commands import compare
 from vnet.core.config.schema import Config, StudyConfig
 from vnet.core.errors import InputError
 from vnet.evaluation.refinement import ALL
-from vnet.evaluation.verdicts import EquivalenceMargin
+from vnet.evaluation.statistics import EquivalenceMargin
 from vnet.report import charts
 from vnet.report.figures import figures_of
-from vnet.report.files import markdown_page, write_report
-from vnet.report.formatting import change, p_value, score
-from vnet.report.refinement_counts import by_bin
+from vnet.report.output import markdown_page, print_comparison, print_run_summary, write_report
 from vnet.report.report import build_report, checked_margin
-from vnet.report.tables import Table, markdown
-from vnet.report.terminal import print_comparison, print_run_summary
+from vnet.report.subgroups import by_bin
+from vnet.report.tables import Table, change, markdown, p_value, score
 
 VOID = {"meta", "img"}
 RESULTS = Path(__file__).parents[2] / "results"

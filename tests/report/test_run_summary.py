@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vnet.evaluation.study_tables import read_study
+from vnet.report.output import print_run_summary
 from vnet.report.run_summary import commands, next_looks, program, summary_table
-from vnet.report.terminal import print_run_summary
 
 HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm"
 ROWS = """

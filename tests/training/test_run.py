@@ -23,8 +23,8 @@ from vnet.inference.label_files import predict_files
 from vnet.inference.predictor import Predictor
 from vnet.model.checkpoints import read_checkpoint, start_from
 from vnet.model.segmenter import build_model
+from vnet.report.output import print_run_summary
 from vnet.report.report import build_report
-from vnet.report.terminal import print_run_summary
 from vnet.training.evaluation import evaluate_run
 from vnet.training.kept_results import keep_run
 from vnet.training.logger import RunLogger

@@ -30,9 +30,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--margin-reason", metavar="TEXT", help="why the margin is that large; it is printed")
     chosen = parser.parse_args(argv)
-    from vnet.report.files import write_report
+    from vnet.report.output import print_report, write_report
     from vnet.report.report import build_report, checked_margin
-    from vnet.report.terminal import print_report
 
     margin = None if chosen.margin is None else checked_margin(chosen.margin, chosen.margin_reason)
     report = build_report(chosen.paths, others=chosen.comparison, margin=margin)

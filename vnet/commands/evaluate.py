@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     add_device_option(parser)
     chosen, overrides = parser.parse_with_overrides(argv)
     from vnet.core.distributed import is_rank_zero
-    from vnet.report.terminal import print_run_summary
+    from vnet.report.output import print_run_summary
     from vnet.training.evaluation import evaluate_run
 
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint, device=chosen.device)

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
             f"share {chosen.only} is done ({len(configs)} runs); after the others: vnet experiment {shlex.join(words)}"
         )
         return 0
-    from vnet.report.terminal import print_comparison
+    from vnet.report.output import print_comparison
 
     print_comparison(configs)
     runs = Path(configs[0].run_root, configs[0].name)

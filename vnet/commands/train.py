@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
             from vnet.core.distributed import is_rank_zero
             from vnet.core.environment import portable_command
             from vnet.core.runs import RunKey
-            from vnet.report.terminal import print_run_summary
+            from vnet.report.output import print_run_summary
             from vnet.training.run import train_run
 
             run = train_run(config, command=portable_command(["train", *argv]))

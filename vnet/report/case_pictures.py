@@ -14,8 +14,7 @@ from PIL import Image
 from vnet.core.files import write_bytes, write_text
 from vnet.data.dataset import Dataset
 from vnet.evaluation.scores import PredictedCase
-from vnet.report.pictures import contour_picture
-from vnet.report.slices import Picture, Slices, cut_slices
+from vnet.report.pictures import Picture, Slices, contour_picture, cut_slices
 
 RANKS = ("worst", "median", "best")
 KEPT_PX = 264  # height of a plane in the pictures beside the tables, so that each stays below 100 kB

@@ -11,18 +11,15 @@ from statistics import fmean
 from matplotlib.figure import Figure as Chart
 
 from vnet.core.errors import InputError
-from vnet.evaluation.comparison import Difference, arm_means, refinement_comparisons
-from vnet.evaluation.pairs import MEAN
+from vnet.evaluation.comparison import MEAN, Difference, arm_means, refinement_comparisons
 from vnet.evaluation.refinement import ALL
 from vnet.evaluation.study_tables import Study
 from vnet.report import charts
-from vnet.report.cases import case_anchors
-from vnet.report.costs import ALONE, costs
-from vnet.report.formatting import change, comparison_name, score
-from vnet.report.refinement_counts import Counts, by_bin
+from vnet.report.arms import ALONE, costs
+from vnet.report.charts import svg_text
 from vnet.report.report import Report
-from vnet.report.subgroups import OF_STRUCTURES
-from vnet.report.svg import svg_text
+from vnet.report.subgroups import OF_STRUCTURES, Counts, by_bin, case_anchors
+from vnet.report.tables import change, comparison_name, score
 
 COST_TITLES = {
     ALONE: "seconds per training step, alone",

@@ -2,17 +2,232 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
-from vnet.report import methods, provenance
-from vnet.report.cases import case_anchors, cases_table, worst_cases_table
+from vnet.evaluation.study_tables import RunRecord, Study
+from vnet.report import provenance
+from vnet.report.arms import arms_table, training_table
 from vnet.report.figures import Figure
-from vnet.report.html import contents_html, figures_html, pictures_html, scroll_box, section_html, table_html
-from vnet.report.report import Report
-from vnet.report.sentences import QUESTION
-from vnet.report.style import STYLE
-from vnet.report.training_table import arms_table, training_table
+from vnet.report.report import QUESTION, Report
+from vnet.report.subgroups import case_anchors, cases_table, worst_cases_table
+from vnet.report.tables import Table
+
+# Contrast of text is 4.5 or more on paper and tint, in light and in dark.
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --ink: #1c2128; --soft: #57606a; --paper: #fff; --line: #d5dae0; --tint: #f3f6f9; --link: #0b5cad; --mark: #3d8fc4;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --soft: #9aa4ae; --paper: #14181d; --line: #353c45; --tint: #1d232a; --link: #7cb8f2; }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 86rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
+}
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; overflow-wrap: anywhere; }
+p { max-width: 52rem; margin: .5rem 0; overflow-wrap: anywhere; }
+a { color: var(--link); }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+.question { font-size: 1.05rem; color: var(--soft); margin-bottom: 1rem; }
+.answer {
+  font-size: 1.12rem; padding: .8rem 1.1rem; max-width: none; margin: 0;
+  background: var(--tint); border-left: 4px solid var(--mark);
+}
+nav ol { columns: 16rem 3; padding-left: 1.4rem; margin: 1.2rem 0 0; }
+nav li { padding: .15rem 0; }
+.note, figcaption { color: var(--soft); font-size: .88rem; }
+.scroll { overflow: auto; }
+.tall { max-height: 32rem; }
+.tall thead th { position: sticky; top: 0; background: var(--paper); }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .7rem .28rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.wrapped td { white-space: normal; min-width: 18rem; }
+th { font-weight: 600; }
+thead th { color: var(--soft); }
+tbody th { font-weight: 400; }
+tr:target { background: var(--tint); outline: 2px solid var(--mark); outline-offset: -2px; }
+th.number, td.number { text-align: right; padding: .28rem 0 .28rem .75rem; }
+figure { margin: 1rem 0; min-width: 0; }
+figure svg { width: 100%; height: auto; display: block; }
+figure svg text { font-family: inherit !important; }
+figure img { max-width: 100%; height: auto; display: block; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 2.5rem; }
+pre { background: var(--tint); padding: .7rem 1rem; font-size: .86rem; margin: 0; }
+@page { size: A4 landscape; margin: 12mm; }
+@media print {
+  :root { --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --tint: #f4f4f4; --link: #000; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  nav { display: none; }
+  .scroll { overflow: visible; max-height: none; }
+  .tall thead th { position: static; }
+  table { font-size: 7pt; }
+  /* words may wrap, numbers may not: a number that is broken is another number */
+  th, td { white-space: normal; padding-right: .4rem; }
+  th.number { padding-left: .4rem; }
+  td.number { white-space: nowrap; padding-left: .4rem; }
+  pre { white-space: pre-wrap; }
+  .pair { grid-template-columns: 1fr 1fr 1fr; gap: 0 1.5rem; }
+  figure, tr { break-inside: avoid; }
+  thead { display: table-header-group; }
+  h2, h3 { break-after: avoid; }
+}
+"""
+
+
+MAX_PICTURES = 12  # of a section
+MAX_PICTURE_BYTES = 400_000
+GAINS = {"best": "largest gain of Dice", "median": "median gain of Dice", "worst": "smallest gain of Dice, or loss"}
+
+
+def slug(text: str) -> str:
+    """An id made of a heading: `The differences` -> `the-differences`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def scroll_box(content: str, label: str, extra_class: str = "") -> str:
+    """A box that scrolls when its content is wider, reachable by keyboard, with a name."""
+    classes = f"scroll {extra_class}".strip()
+    return f'<div class="{classes}" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>'
+
+
+def table_html(
+    table: Table,
+    *,
+    row_ids: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
+    extra_class: str = "",
+    titled: bool = True,
+) -> str:
+    """A table under its title, in a scroll box, its note below.
+
+    Args:
+        row_ids: first cell of a row to the row's id.
+        links: first cell of a row to the id that it links to.
+        extra_class: of the scroll box.
+        titled: False where the section's heading says the same.
+    """
+    head = "".join(f'<th scope="col"{_number(table, i)}>{escape(name)}</th>' for i, name in enumerate(table.columns))
+    body = "\n".join(_row(table, cells, row_ids or {}, links or {}) for cells in table.rows)
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    inner = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+    title = f"<h3>{escape(table.title)}</h3>\n" if titled else ""
+    return f"{title}{scroll_box(inner, table.title, extra_class)}\n{note}"
+
+
+def _row(table: Table, cells: Sequence[str], row_ids: Mapping[str, str], links: Mapping[str, str]) -> str:
+    first, *rest = cells
+    row_id = f' id="{row_ids[first]}"' if first in row_ids else ""
+    name = f'<a href="#{links[first]}">{escape(first)}</a>' if first in links else escape(first)
+    others = "".join(f"<td{_number(table, i)}>{escape(cell)}</td>" for i, cell in enumerate(rest, 1))
+    return f'<tr{row_id}><th scope="row">{name}</th>{others}</tr>'
+
+
+def _number(table: Table, column: int) -> str:
+    return ' class="number"' if column >= table.first_number else ""
+
+
+def figure_html(figure: Figure) -> str:
+    """A chart above its caption."""
+    return f"<figure>{figure.svg}<figcaption>{escape(figure.caption)}</figcaption></figure>"
+
+
+def figures_html(figures: Sequence[Figure], section: str) -> list[str]:
+    """The charts of a section, two in a row where the page is wide."""
+    parts = [figure_html(figure) for figure in figures if figure.section == section]
+    return ['<div class="pair">', *parts, "</div>"] if parts else []
+
+
+def picture_html(path: Path, alternative: str, caption: str) -> str:
+    """A PNG file inside the page.
+
+    Args:
+        alternative: what is seen, for a reader who cannot see it.
+    """
+    data = base64.b64encode(path.read_bytes()).decode()
+    image = f'<img alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def section_html(heading: str, parts: Sequence[str]) -> str:
+    """A section with its heading; empty where it has no parts."""
+    if not parts:
+        return ""
+    anchor = slug(heading)
+    inner = "\n".join(parts)
+    return f'<section>\n<h2 id="{anchor}">{escape(heading)}</h2>\n{inner}\n</section>'
+
+
+def contents_html(sections: Mapping[str, Sequence[str]]) -> str:
+    """Links to the sections that have parts."""
+    found = (heading for heading, parts in sections.items() if parts)
+    links = "\n".join(f'<li><a href="#{slug(heading)}">{escape(heading)}</a></li>' for heading in found)
+    return f'<nav aria-label="Contents"><ol>\n{links}\n</ol></nav>'
+
+
+def pictures_html(study: Study) -> dict[str, list[str]]:
+    """Heading to the HTML of a section, from small PNG files in the `pictures` folders of the runs."""
+    found = _pictures(study)
+    changes = [(path, run) for path, run in found if path.name.startswith("change_")][:MAX_PICTURES]
+    cases = [(path, run) for path, run in found if not path.name.startswith("change_")][:MAX_PICTURES]
+    sources = _sources([path for path, _ in [*changes, *cases]])
+    of_changes = [_change_html(path, run) for path, run in changes]
+    of_cases = [_case_html(path, run) for path, run in cases]
+    return {
+        "What refinement did": [*of_changes, *sources] if of_changes else [],
+        "Worst, median and best case": [*of_cases, *sources] if of_cases else [],
+    }
+
+
+def _pictures(study: Study) -> list[tuple[Path, RunRecord]]:
+    """Small pictures with their runs; the first fold and the arms with a head come first."""
+    order = [*study.heads, *(arm for arm in study.arms if arm not in study.heads)]
+    runs = sorted(study.runs, key=lambda run: (run.fold, run.seed, order.index(run.arm)))
+    folders = {run.pictures: run for run in runs}
+    return [
+        (picture, run)
+        for folder, run in folders.items()
+        for picture in sorted(folder.glob("*.png"), reverse=True)  # worst, median, best
+        if picture.stat().st_size <= MAX_PICTURE_BYTES
+    ]
+
+
+def _case_html(path: Path, run: RunRecord) -> str:
+    rank, _, case = path.stem.partition("_")
+    seen = (
+        f"Three planes of case {case}, the {rank} of {run.name}: the image with outlines of the truth and of the"
+        " prediction"
+    )
+    return picture_html(path, seen, f"{rank} {case}, {run.name}")
+
+
+def _change_html(path: Path, run: RunRecord) -> str:
+    _, rank, case = path.stem.split("_", 2)
+    seen = (
+        f"One slice of case {case} of {run.name} twice, around the voxels that refinement changed: on the left the"
+        " outline without refinement, on the right with it, both with that of the truth"
+    )
+    return picture_html(path, seen, f"{GAINS.get(rank, rank)}: {case}, {run.name}")
+
+
+def _sources(pictures: list[Path]) -> list[str]:
+    """Whose images these are, a paragraph a note."""
+    notes = dict.fromkeys(path.with_name("SOURCE.md") for path in pictures)
+    lines = dict.fromkeys(_one_line(note) for note in notes if note.is_file())
+    return [f'<p class="note">{escape(line)}</p>' for line in lines]
+
+
+def _one_line(note: Path) -> str:
+    """A note of a few Markdown lines as running text."""
+    lines = (line.lstrip("- ").strip() for line in note.read_text(encoding="utf-8").splitlines())
+    return "; ".join(line.rstrip(".") for line in lines if line) + "."
 
 
 def html_page(report: Report, figures: Sequence[Figure]) -> str:
@@ -51,7 +266,9 @@ def _sections(report: Report, figures: Sequence[Figure]) -> dict[str, list[str]]
         "Refined and unrefined": [*map(table_html, report.checkpoint_tables())],
         **pictures_html(study),
         "How the arms were trained": _training(report),
-        "Methods": [f"<p>{escape(paragraph)}</p>" for paragraph in methods.methods(study, report.named, report.margin)],
+        "Methods": [
+            f"<p>{escape(paragraph)}</p>" for paragraph in provenance.methods(study, report.named, report.margin)
+        ],
         "Environment and commands": _provenance(report),
     }
 

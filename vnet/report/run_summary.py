@@ -13,12 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from vnet.core.runs import RUNS
-from vnet.evaluation.pairs import MEAN
+from vnet.evaluation.comparison import MEAN
 from vnet.evaluation.refinement import ALL, COUNTS
 from vnet.evaluation.study_tables import RunRecord, Study
-from vnet.report.formatting import change, score
-from vnet.report.refinement_counts import read_refinement
-from vnet.report.tables import Table
+from vnet.report.subgroups import read_refinement
+from vnet.report.tables import Table, change, score
 
 MISSED = 0.0
 

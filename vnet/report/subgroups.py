@@ -1,16 +1,57 @@
-"""Differences of Dice by what a case is like: size and thinness of its structures, and the data set's own numbers."""
+"""Subgroups of a study: single cases, cases that are alike, and voxels by their distance to the true surface."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from vnet.evaluation.pairs import paired_structures
+from vnet.core.errors import InputError
+from vnet.evaluation.comparison import paired_structures
+from vnet.evaluation.refinement import COUNTS
 from vnet.evaluation.statistics import summarise
 from vnet.evaluation.study_tables import Study
-from vnet.report.formatting import change, comparison_name, interval
-from vnet.report.tables import Table
+from vnet.report.tables import Table, change, comparison_name, interval, score
+
+WORST = 10
+
+
+def case_anchors(study: Study) -> dict[str, str]:
+    """Case to the id of its row on the page, in the order of the table of cases."""
+    return {str(case): f"case-{number}" for number, case in enumerate(_dice_by_case(study).index, 1)}
+
+
+def cases_table(study: Study) -> Table:
+    """Mean foreground Dice of each case in each arm's final output, over its structures and seeds; a row a case."""
+    dice = _dice_by_case(study)
+    rows = [
+        (str(case), *(score("dice", value) for value in row))
+        for case, row in zip(dice.index, dice.to_numpy(), strict=True)
+    ]
+    return Table("Every case: mean foreground Dice", ("case", *map(str, dice.columns)), tuple(rows), first_number=1)
+
+
+def worst_cases_table(study: Study) -> Table:
+    """The cases of lowest mean Dice over all arms, each with its weakest structure."""
+    dice = _dice_by_case(study)
+    order = dice.mean(axis=1).dropna().sort_values(kind="stable").index[:WORST]
+    by_structure = pd.concat([study.side(arm)["dice"] for arm in study.arms]).groupby(["case", "structure"]).mean()
+    rows = []
+    for case in order:
+        of_case = by_structure[case].dropna()
+        weakest = f"{of_case.idxmin()} {score('dice', float(of_case.min()))}"
+        rows.append((str(case), weakest, *(score("dice", value) for value in dice.loc[case].to_numpy())))
+    columns = ("case", "weakest structure, mean of arms", *map(str, dice.columns))
+    title = f"The {len(rows)} worst cases, by their mean over arms: mean foreground Dice"
+    return Table(title, columns, tuple(rows))
+
+
+def _dice_by_case(study: Study) -> pd.DataFrame:
+    """(cases, arms), cases by name; NaN where an arm did not score a case, or every structure of it is absent."""
+    columns = {arm: study.side(arm)["dice"].groupby(["fold", "seed", "case"]).mean() for arm in study.arms}
+    return pd.DataFrame({arm: means.groupby("case").mean() for arm, means in columns.items()}).sort_index()
+
 
 OF_STRUCTURES = {"truth_ml": "true volume", "thinness": "share of true voxels on the surface"}
 THIRDS = ("lowest third", "middle third", "highest third")
@@ -64,3 +105,64 @@ def thirds(values: pd.Series, pairs: pd.DataFrame) -> pd.Series:
 def group_name(group: tuple[int, float]) -> str:
     kind, value = group
     return f"{value:g}" if kind else THIRDS[int(value)]
+
+
+BINS = ("distance_upto_mm", "margin_upto")
+Counts = dict[str, dict[str, dict[str, int]]]  # arm -> bin -> kind -> voxels
+
+
+def read_refinement(study: Study) -> pd.DataFrame:
+    """Rows of every run's refinement.csv with its `arm`; empty where no run has one.
+
+    Raises:
+        InputError: a file that is not such a table.
+    """
+    frames, faults = [], []
+    for run in study.runs:
+        frame = run.rows("refinement.csv")
+        if frame.empty:
+            continue
+        try:
+            frame = frame.astype(dict.fromkeys(BINS, float) | dict.fromkeys(COUNTS, int))
+            frames.append(frame[["structure", *BINS, *COUNTS]].assign(arm=run.arm))
+        except (ValueError, KeyError) as error:
+            path = run.table.with_name("refinement.csv")
+            faults.append(f"{path}: not a table of refined voxels ({error}); run the evaluation again")
+    if faults:
+        raise InputError(faults)
+    columns = ["arm", "structure", *BINS, *COUNTS]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def by_bin(rows: pd.DataFrame, structure: str, bins: str) -> Counts:
+    """Voxels of one structure, summed over runs and cases.
+
+    Args:
+        rows: from `read_refinement`.
+        bins: one of `BINS`.
+    """
+    counts: Counts = {}
+    part = rows[rows["structure"] == structure]
+    for arm, of_arm in part.groupby("arm", sort=False):
+        table = of_arm.groupby(bins)[list(COUNTS)].sum()
+        named = zip(_bin_names(list(table.index)), table.to_dict("records"), strict=True)
+        counts[str(arm)] = {name: {str(k): int(v) for k, v in row.items()} for name, row in named}
+    return counts
+
+
+def refinement_table(counts: Mapping[str, Mapping[str, Mapping[str, int]]], title: str, bins: str) -> Table:
+    """Voxels by arm and bin, from `vnet.report.subgroups.by_bin`."""
+    rows = []
+    for arm, table in counts.items():
+        for name, c in table.items():
+            refined = c["fixed"] + c["broken"] + c["unchanged"]
+            after = c["wrong_before"] - c["fixed"] + c["broken"]
+            shares = [f"{n / refined:.1%}" if refined else "-" for n in (c["wrong_before"], after)]
+            rows.append((arm, name, f"{refined:,}", f"{c['fixed']:,}", f"{c['broken']:,}", *shares))
+    columns = ("arm", bins, "refined", "fixed", "broken", "wrong before", "wrong after")
+    return Table(title, columns, tuple(rows))
+
+
+def _bin_names(edges: list[float]) -> list[str]:
+    """`to 1`, `to 2`, ..., `beyond`."""
+    return ["beyond" if math.isinf(edge) else f"to {edge:g}" for edge in edges]

@@ -10,15 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 from vnet.evaluation.metrics import Row
-from vnet.evaluation.point_density import Density, point_density
-from vnet.evaluation.refinement import ALL, COUNTS, DISTANCE_EDGES_MM
+from vnet.evaluation.refinement import ALL, COUNTS, DISTANCE_EDGES_MM, Density, point_density
 from vnet.evaluation.scores import CaseScores, PredictedCase, mean_dice
 from vnet.report.case_pictures import CasePicture, pick_extremes
 from vnet.report.meshes import error_colours, error_mesh, upright
-from vnet.report.pictures import PANEL_PX, points_picture, uncertainty_picture
-from vnet.report.slices import Picture
-from vnet.report.tensorboard import Board
-from vnet.report.tensorboard_page import MEAN, NEAR, SURFACE_LIMIT_VOX
+from vnet.report.pictures import PANEL_PX, Picture, points_picture, uncertainty_picture
+from vnet.report.tensorboard import MEAN, NEAR, SURFACE_LIMIT_VOX, Board
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +111,7 @@ def refinement_charts(rows: Sequence[Row], arm: str) -> dict[str, Picture]:
     import pandas as pd
 
     from vnet.report.charts import calibration, fixed_and_broken
-    from vnet.report.refinement_counts import by_bin
+    from vnet.report.subgroups import by_bin
 
     table = pd.DataFrame(rows).assign(arm=arm)
     surface, margin = (by_bin(table, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))

@@ -10,8 +10,7 @@ from torch import Tensor
 from vnet.core.config import Config
 from vnet.evaluation.scores import PredictedCase, Scores
 from vnet.report.case_pictures import CasePicture
-from vnet.report.tensorboard import Board
-from vnet.report.tensorboard_page import open_page, write_guide
+from vnet.report.tensorboard import Board, open_page, write_guide
 from vnet.report.validation_log import log_cases, log_dice, log_first_case, log_points, log_refinement
 
 LOG_EVERY = 5  # steps between points of a curve
