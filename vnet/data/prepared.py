@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vnet.core.config import Config
 from vnet.core.errors import InputError
-from vnet.data.checks import CheckResult, examine
+from vnet.data.checks import CheckResult, check_dataset, examine
 from vnet.data.dataset import Case, Dataset, Fingerprint, open_dataset, unchanged
 from vnet.data.dataset_report import find_warnings
 from vnet.data.folds import Fold, select_fold
@@ -68,8 +68,9 @@ def open_checked_dataset(
         kind = SheetKind() if config.data.phantom_kind == "sheets" else None
         write_phantoms(root, config.data.phantoms, seed=0, kind=kind)
     dataset = open_dataset(root)
-    checked = examine(dataset, config.cache_folder, progress=progress)
-    if checked.faults and not (leave_out and checked.facts):
+    check = examine if leave_out else check_dataset
+    checked = check(dataset, config.cache_folder, progress=progress)
+    if not checked.facts:
         raise InputError(checked.faults)
     print_findings(find_warnings(dataset, checked.facts))
     return dataset, checked
