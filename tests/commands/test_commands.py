@@ -87,23 +87,23 @@ def listed(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_each_run_is_listed_as_a_command_that_makes_it(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    lines = listed([*tiny, "--study.folds", "[0,2]", "--study.seeds", "[0,1,2]"], capsys)
+    lines = listed([*tiny, "--study.folds", "[0,2]", "--study.seeds", "[1,3]"], capsys)
     runs = set()
     for line in lines:
         program, command, *words = shlex.split(line)
         assert (program, command) == ("vnet", "train")
         config = load_config(words)
         runs.add((config.arm, config.data.fold, config.seed))
-    assert len(lines) == 12
-    assert runs == {(arm, fold, seed) for arm in ("dense", "pointrend_s2") for fold in (0, 2) for seed in (0, 1, 2)}
+    assert len(lines) == 8
+    assert runs == {(arm, fold, seed) for arm in ("dense", "pointrend_s2") for fold in (0, 2) for seed in (1, 3)}
     assert not Path("runs").exists()
 
 
 def test_shares_hold_every_run_once(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*tiny, "--study.folds", "[0,1,2,3,4]"]
+    words = [*tiny, "--study.folds", "[0,1,2]", "--study.arms", "{dense: {}}"]
     whole = listed(words, capsys)
-    shares = [listed([*words, "--only", f"{k}/3"], capsys) for k in (1, 2, 3)]
-    assert [len(share) for share in shares] == [4, 3, 3]
+    shares = [listed([*words, "--only", f"{k}/2"], capsys) for k in (1, 2)]
+    assert [len(share) for share in shares] == [2, 1]
     assert sorted(line for share in shares for line in share) == sorted(whole)
     assert share_of("ab", 3, 3) == []
 

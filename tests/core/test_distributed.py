@@ -54,18 +54,19 @@ class Runs:
         return self.start(world, "train", *self.words, "--run_root", run_root, *argv, **fault)
 
     def __getitem__(self, run_root: object) -> Path:
-        return self.folder / str(run_root) / RUN
+        """The run folder below a run_root; the runs of 1, 2 and 3 processes are made when they are first asked for."""
+        folder = self.folder / str(run_root) / RUN
+        if isinstance(run_root, int) and not folder.exists():
+            ended = self.train(run_root, run_root)
+            assert codes(ended) == [0] * run_root
+            assert lines(ended) == []
+            assert [bool(one.out) for one in ended] == [True] + [False] * (run_root - 1)  # one log, one progress bar
+        return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Iterator[Runs]:
-    """With runs "1", "2" and "3", made by that many processes."""
     made = Runs(tmp_path_factory.mktemp("processes"), phantoms)
-    for world in (1, 2, 3):
-        ended = made.train(world, world)
-        assert codes(ended) == [0] * world
-        assert lines(ended) == []
-        assert [bool(one.out) for one in ended] == [True] + [False] * (world - 1)  # one log, one progress bar
     yield made
     made.launcher.close()
 
@@ -105,7 +106,7 @@ def require_near(run: Path, other: Path) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # of the first step
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_have_the_losses_of_one(world: int, runs: Runs) -> None:
     require_near(runs[world], runs[1])
     for name, value in weights(runs[1]).items():
@@ -113,6 +114,7 @@ def test_several_processes_have_the_losses_of_one(world: int, runs: Runs) -> Non
     assert json.loads((runs[world] / "run.json").read_text())["processes"] == world
 
 
+@pytest.mark.slow
 def test_a_process_may_have_no_case_to_score(runs: Runs) -> None:
     """Two cases, three processes; the tables are those that one process makes of the same checkpoint."""
     table = (runs[3] / "cases.csv").read_text()
@@ -124,6 +126,7 @@ def test_a_process_may_have_no_case_to_score(runs: Runs) -> None:
     assert {name: (runs[3] / name).read_text() for name in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
 def test_another_number_of_processes_continues(first: int, then: int, runs: Runs) -> None:
     where = f"{first}_then_{then}"
@@ -136,6 +139,7 @@ def test_another_number_of_processes_continues(first: int, then: int, runs: Runs
     require_near(runs[where], runs[1])
 
 
+@pytest.mark.slow
 def test_killed_processes_end_with_the_same_bits(runs: Runs) -> None:
     world, where = 2, "killed"
     assert codes(runs.train(world, where, rank="all", step=5, kind="kill")) == [-9] * world
@@ -151,6 +155,7 @@ def test_killed_processes_end_with_the_same_bits(runs: Runs) -> None:
     assert curves(runs[where]) == curves(runs[world])
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_process_stops_all(runs: Runs) -> None:
     ended = runs.train(2, "interrupted", rank=0, step=1, kind="interrupt")
     assert codes(ended) == [130, 130]
@@ -163,6 +168,7 @@ def test_the_fault_of_one_process_ends_all_with_one_line(runs: Runs) -> None:
     assert lines(ended) == ["error: case phantom_001: its files vanished"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_with_one_line(runs: Runs) -> None:
     ended = runs.train(3, "kill", rank=1, step=1, kind="kill")
     assert codes(ended) == [3, -9, 3]
@@ -170,12 +176,14 @@ def test_a_killed_process_ends_the_others_with_one_line(runs: Runs) -> None:
     assert "another process ended without a word" in line
 
 
+@pytest.mark.slow
 def test_a_mistake_of_the_program_keeps_its_traceback_once(runs: Runs) -> None:
     ended = runs.train(2, "stumble", rank=1, step=1, kind="stumble")
     assert [one.code for one in ended] == [1, 1]
     assert [one.err.count("Traceback") for one in ended] == [0, 1]
 
 
+@pytest.mark.slow
 def test_all_processes_drop_a_step_that_one_finds_bad(runs: Runs) -> None:
     short = ["--training.steps", "2", "--training.max_bad_steps"]
     assert codes(runs.train(2, "poison", *short, 1, rank=1, step=1, kind="poison")) == [0, 0]
@@ -209,6 +217,7 @@ def test_what_several_processes_cannot_do_is_refused_in_one_line(
     assert not (runs.folder / "refused/tiny").exists()
 
 
+@pytest.mark.slow
 def test_prediction_is_shared(runs: Runs, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -56,6 +56,7 @@ def serves_tensorboard(port: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_your_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check, experiment, compare, predict, board = lines_below("Your own data")
     data = tmp_path / "data"
