@@ -1,4 +1,8 @@
-"""Images drawn from label maps by the published generative model, and the table of labels and their tissues."""
+"""Images drawn from a label map: a Gaussian per tissue, blur, bias field, slice thickness, noise; and the label table.
+
+The generative model of Billot et al., SynthSeg (Medical Image Analysis 2023, arXiv 2107.09559), without its spatial
+deformation. Intensities are in units of 255, as there.
+"""
 
 from __future__ import annotations
 
