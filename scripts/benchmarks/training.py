@@ -40,7 +40,7 @@ from vnet.data.phantoms import write_phantoms
 from vnet.data.prepared import prepare_data
 from vnet.model.losses import total_loss
 from vnet.model.segmenter import Segmenter, build_model
-from vnet.training import logger
+from vnet.training import validation
 from vnet.training.optimizer import build_optimizer
 from vnet.training.run import train_run
 from vnet.training.trainer import Trainer
@@ -229,9 +229,9 @@ DRAWN = ("open_page", "log_cases", "log_dice", "log_first_case", "log_points", "
 def without_logging() -> Iterator[None]:
     """While entered, a training draws and writes nothing for TensorBoard."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(logger, "Board", IdleBoard))
+        stack.enter_context(patch.object(validation, "Board", IdleBoard))
         for name in DRAWN:
-            stack.enter_context(patch.object(logger, name, lambda *_: None))
+            stack.enter_context(patch.object(validation, name, lambda *_: None))
         yield
 
 
@@ -249,9 +249,9 @@ def clocked(spent: list[float]) -> Iterator[None]:
     """While entered, the seconds of every call that draws or writes for TensorBoard are appended to `spent`."""
     with ExitStack() as stack:
         for name in DRAWN:
-            stack.enter_context(patch.object(logger, name, timed(getattr(logger, name), spent)))
-        curves = timed(logger.RunLogger.log_curves, spent)
-        stack.enter_context(patch.object(logger.RunLogger, "log_curves", curves))
+            stack.enter_context(patch.object(validation, name, timed(getattr(validation, name), spent)))
+        curves = timed(validation.RunLogger.log_curves, spent)
+        stack.enter_context(patch.object(validation.RunLogger, "log_curves", curves))
         yield
 
 

@@ -14,8 +14,7 @@ from vnet.data.dataset import open_dataset
 from vnet.data.dataset_report import find_unusual
 from vnet.data.phantoms import PhantomKind, SheetKind, organs, write_phantoms, writing
 from vnet.data.phantoms.anatomy import FIRST_ORGAN, Tube, Waves, fill_tube, nearest_two
-from vnet.data.phantoms.organs import make_phantom, partial_volumes
-from vnet.data.phantoms.sheets import make_sheet
+from vnet.data.phantoms.organs import make_phantom, make_sheet, partial_volumes
 from vnet.data.volumes import read_image, read_label
 
 SMALL = PhantomKind(size=(18, 20, 22))

@@ -12,7 +12,7 @@ import pytest
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
 from vnet.data.volumes import read_image
-from vnet.inference.inputs import list_inputs
+from vnet.inference.label_files import list_inputs
 
 SHAPE = (5, 4, 3)
 

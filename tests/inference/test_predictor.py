@@ -17,11 +17,11 @@ from pointrend.refine import PointRend
 from vnet.core.config import PointsConfig, load_config
 from vnet.core.errors import InputError
 from vnet.data.volumes import read_image
-from vnet.inference.components import clean_components
+from vnet.inference.ensemble import clean_components
 from vnet.inference.label_files import predict_files
-from vnet.inference.mirroring import mirror_sets
 from vnet.inference.predictor import Predictor
 from vnet.inference.segment import segment, segment_together
+from vnet.inference.tiling import mirror_sets
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
 from vnet.model.network import VNetOutput
 from vnet.model.segmenter import Segmenter

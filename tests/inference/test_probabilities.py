@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vnet.core.errors import InputError
 from vnet.data.volumes import read_image, volume_from_array, write_scaled
-from vnet.inference.probabilities import logit_slabs, probability_slabs, uncertainty_volume
+from vnet.inference.prediction import logit_slabs, probability_slabs, uncertainty_volume
 
 SIZE = (11, 6, 15)
 
@@ -68,7 +68,7 @@ def test_a_tie_is_255_and_a_sure_answer_0() -> None:
 
 @pytest.mark.parametrize("index", [[], [0, 7, 100, 500, 989]])
 def test_probabilities_are_the_softmax_of_dense_logits(index: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vnet.inference.probabilities.VALUES_AT_ONCE", 4 * 6 * 15 * 4)
+    monkeypatch.setattr("vnet.inference.prediction.VALUES_AT_ONCE", 4 * 6 * 15 * 4)
     coarse, where = coarse_logits(), np.array(index, np.int64)
     answers = torch.randn(4, len(index), generator=torch.Generator().manual_seed(2))
     parts = [part for _, _, part in probability_slabs(coarse, SIZE, (1, 1, 1), where, answers)]

@@ -25,12 +25,11 @@ from vnet.model.checkpoints import read_checkpoint, start_from
 from vnet.model.segmenter import build_model
 from vnet.report.output import print_run_summary
 from vnet.report.report import build_report
-from vnet.training.evaluation import evaluate_run
 from vnet.training.kept_results import keep_run
-from vnet.training.logger import RunLogger
 from vnet.training.optimizer import update_weights
-from vnet.training.run import train_run
+from vnet.training.run import evaluate_run, train_run
 from vnet.training.trainer import Preempted, Trainer
+from vnet.training.validation import RunLogger
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -20,8 +20,8 @@ from vnet.data.dataset import open_dataset
 from vnet.data.folds import select_fold
 from vnet.data.phantoms import PhantomKind, write_phantoms
 from vnet.inference.label_files import predict_files
+from vnet.training.optimizer import learning_rate
 from vnet.training.run import train_run
-from vnet.training.schedule import learning_rate
 
 THICK = ["--network.strides", "[[1,2,2],[2,2,2]]", "--network.output_stride", "[1,2,2]"]
 TILES = ["--training.patch", "[16,16,16]"]

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     chosen, overrides = parser.parse_with_overrides(argv)
     from vnet.core.distributed import is_rank_zero
     from vnet.report.output import print_run_summary
-    from vnet.training.evaluation import evaluate_run
+    from vnet.training.run import evaluate_run
 
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint, device=chosen.device)
     if is_rank_zero():

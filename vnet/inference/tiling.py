@@ -1,4 +1,4 @@
-"""Overlapping tiles: their places, the tile that a point is read from, and the blending of their logits."""
+"""Overlapping tiles: their places, mirrored too, the tile that a point is read from, and the blending of logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 import torch
 from torch import Tensor
@@ -113,3 +113,26 @@ class Blend:
     def result(self) -> Tensor:
         """(K, d, h, w), in the memory of the sum."""
         return self.sum.div_(self.weight)
+
+
+Mirror = tuple[int, ...]  # spatial axes, 0 to 2
+
+
+def mirror_sets(axes: Sequence[str]) -> list[Mirror]:
+    """Every set of the named axes, as numbers: () first, 2^n in all."""
+    numbers = ["zyx".index(axis) for axis in axes]
+    return [some for n in range(len(numbers) + 1) for some in combinations(numbers, n)]
+
+
+def mirrored(volume: Tensor, mirror: Mirror) -> Tensor:
+    """(C, D, H, W) mirrored along spatial axes."""
+    return volume.flip([axis + 1 for axis in mirror]) if mirror else volume
+
+
+def mirrored_box(box: Box, tile: Axes, mirror: Mirror) -> Box:
+    """Where a box of a tile lies in the mirrored tile."""
+    z, y, x = (
+        slice(n - part.stop, n - part.start) if axis in mirror else part
+        for axis, (part, n) in enumerate(zip(box, tile, strict=True))
+    )
+    return z, y, x

@@ -24,14 +24,9 @@ from vnet.data.batches import Batch, TrainingBatches
 from vnet.data.prepared import PreparedData
 from vnet.model.losses import total_loss
 from vnet.model.segmenter import build_model, count_multiply_adds, count_parameters
-from vnet.training.calibration import calibrate_margin, margin_text
-from vnet.training.logger import LOG_EVERY, RunLogger
-from vnet.training.optimizer import build_optimizer, update_weights
-from vnet.training.progress import StepResult
-from vnet.training.schedule import learning_rate
-from vnet.training.state import restore_state, save_state
-from vnet.training.validation import Validation, Validator
-from vnet.training.warm_up import warm_up
+from vnet.training.optimizer import build_optimizer, learning_rate, update_weights
+from vnet.training.state import StepResult, restore_state, save_state
+from vnet.training.validation import LOG_EVERY, RunLogger, Validation, Validator, calibrate_margin, margin_text
 
 
 class Trainer:
@@ -256,3 +251,18 @@ class Trainer:
             print(line, flush=True)
             self.run.log(line)
         return steps
+
+
+def warm_up(model: torch.nn.Module, forward_and_backward: Callable[[], None]) -> float:
+    """Seconds of the faster of two passes; buffers and gradients of `model` are afterwards as before."""
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    seconds = math.inf
+    model.train()
+    for _ in range(2):
+        start = time.perf_counter()
+        forward_and_backward()
+        model.zero_grad(set_to_none=True)
+        seconds = min(seconds, time.perf_counter() - start)
+    for name, value in model.named_buffers():
+        value.copy_(buffers[name])
+    return seconds

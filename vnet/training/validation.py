@@ -1,21 +1,148 @@
-"""Validation of a run: scores of its fold, the picture of each case, a row of metrics.csv."""
+"""Validation of a run, and its TensorBoard log: scores of the fold, the picture of each case, a row of metrics.csv."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from vnet.core.config import Config
-from vnet.core.distributed import gather, on_rank_zero
+from vnet.core.distributed import gather, on_rank_zero, shard
 from vnet.core.files import read_table, write_table
+from vnet.core.randomness import CALIBRATION, sample_seed
 from vnet.core.runs import Run
 from vnet.data.prepared import PreparedData
+from vnet.data.volumes import read_image
 from vnet.evaluation.scores import CaseScores, PredictedCase, Scores, mean_dice, score_cases
+from vnet.inference.calibration import Margins, calibrated_margin, changed_margins, share_within
 from vnet.model.segmenter import Segmenter
 from vnet.report.case_pictures import CasePicture, case_picture
-from vnet.training.logger import RunLogger
+from vnet.report.tensorboard import Board, open_page, write_guide
+from vnet.report.validation_log import log_cases, log_dice, log_first_case, log_points, log_refinement
+
+CASES = 8  # of the training fold, and as many of the validation fold
+
+
+def calibrate_margin(model: Segmenter, prepared: PreparedData, config: Config) -> dict[str, float | None]:
+    """Set `model.max_margin` from training cases, and measure what it holds.
+
+    Training cases are fitted better than others: hence the share on validation cases, which decide nothing.
+
+    Args:
+        model: in evaluation mode, with a head.
+
+    Returns:
+        For run.json: `max_margin`, and the share of the head's label changes within it on training and on validation
+        cases; None where no label changes.
+    """
+    margins = [measure(model, prepared, names, config) for names in (prepared.fold.train, prepared.fold.val)]
+    model.max_margin = calibrated_margin(margins[0])
+    shares = [share_within(one, model.max_margin) for one in margins]
+    return {
+        "max_margin": round(model.max_margin, 5),
+        "changes_within_margin_training": shares[0],
+        "changes_within_margin_validation": shares[1],
+    }
+
+
+def margin_text(facts: Mapping[str, float | None]) -> str:
+    """What `calibrate_margin` found, in a line."""
+    shares = [
+        f"{share:.1%} on {kind} cases"
+        for kind in ("training", "validation")
+        if (share := facts[f"changes_within_margin_{kind}"]) is not None
+    ]
+    held = f" holds {' and '.join(shares)} of the labels that the head changes" if shares else ": no label changes"
+    return f"margin {facts['max_margin']:.3f}{held}"
+
+
+def measure(model: Segmenter, prepared: PreparedData, names: Sequence[str], config: Config) -> list[Margins]:
+    """`changed_margins` of at most `CASES` of the named cases, evenly spaced, which the processes share."""
+    count = min(CASES, len(names))
+    chosen = [(number, names[number * len(names) // count]) for number in range(count)]
+    mine = []
+    for number, name in shard(chosen):
+        (case,) = prepared.unchanged_cases((name,))
+        generator = torch.Generator().manual_seed(sample_seed(config.seed, 0, number, CALIBRATION))
+        mine.append(changed_margins(model, read_image(case.images), prepared.preprocessing, config, generator))
+    return [one for part in gather(mine) for one in part]
+
+
+LOG_EVERY = 5  # steps between points of a curve
+
+
+class RunLogger:
+    """Curves, pictures and meshes of a run.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        structures: names, the first is the background.
+        first_step: the next step that is logged; events from there on are replaced. 1 starts anew.
+        active: False writes nothing.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, structures: Sequence[str], *, first_step: int, active: bool
+    ) -> None:
+        self.config, self.structures = config, structures
+        self.board: Board | None = None
+        if not active:
+            return
+        if first_step == 1:
+            for file in folder.glob("events.out.tfevents.*"):
+                file.unlink()
+            write_guide(folder.parent.parent)
+        self.board = Board(folder, start_step=first_step if first_step > 1 else 0)
+        if first_step == 1:
+            open_page(self.board, config, structures)
+
+    @property
+    def active(self) -> bool:
+        return self.board is not None
+
+    def log_curves(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each curve; `step` finished steps."""
+        if self.board:
+            self.board.scalars(step, values)
+
+    def log_first_case(self, step: int, predicted: PredictedCase) -> None:
+        """Write where one case was refined, and its surface errors."""
+        if self.board:
+            run = f"{self.config.arm} {self.config.run_name.replace('_', ' ')}"
+            log_first_case(self.board, step, predicted, len(self.structures), run)
+
+    def log_validation(self, step: int, scores: Scores, pictures: Sequence[CasePicture]) -> None:
+        """Write the curves of a validation and its worst, median, best and first case."""
+        if self.board:
+            log_dice(self.board, step, scores.dice_means())
+            log_cases(self.board, step, pictures)
+            log_refinement(self.board, step, scores.cases, self.structures, self.config.arm)
+
+    def log_points(self, step: int, image: Tensor, labels: Tensor, index: Tensor, spacing_mm: Sequence[float]) -> None:
+        """Write the training points of one volume; arguments as in `vnet.report.validation_log.log_points`."""
+        if self.board:
+            log_points(self.board, step, image, labels, index, spacing_mm, len(self.structures))
+
+    def finish(self, step: int) -> None:
+        """Mark the run as complete."""
+        if self.board:
+            self.board.finish(step)
+            self.board.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered: called before a checkpoint, as steps before it are never logged again."""
+        if self.board:
+            self.board.flush()
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Phantoms of organs: rendered from a drawn anatomy, with partial volumes, intensities and noise.
-
-Organs touch along a folded face with a thin cleft, vessels about two voxels wide branch into them. Volumes differ in
-size, spacing, orientation, gain and bias field. A coarse grid loses folds, cleft and vessels.
-"""
+"""Phantoms rendered: organs from a drawn anatomy, or one curved sheet of known thickness, with exact labels."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vnet.data.phantoms.anatomy import AIR, FIRST_ORGAN, TISSUE, Waves, draw_anatomy
-from vnet.data.phantoms.kinds import PhantomKind
+from vnet.data.phantoms.kinds import PhantomKind, SheetKind
 
 # Air, tissue, first organ, vessel; MR in units of the gain, CT in Hounsfield units.
 MR = ((0.04, 0.36, 0.62, 1.1), (0.04, 0.7, 0.45, 0.2))
@@ -119,3 +115,36 @@ def partial_volumes(material: np.ndarray, fineness: int, count: int) -> np.ndarr
     d, h, w = (n // fineness for n in material.shape)
     blocks = material.reshape(d, fineness, h, fineness, w, fineness)
     return np.stack([(blocks == value).mean((1, 3, 5), dtype=np.float32) for value in range(count)])
+
+
+FINENESS = 3  # finer voxels per voxel and axis in rendering
+
+
+def make_sheet(number: int, seed: int, kind: SheetKind) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """One sheet: a plane through the middle, turned and bent at random, cut to a disc.
+
+    A voxel belongs to the sheet when more than half of it does; the image is the sheet's share of each voxel, plus a
+    slow change of the surroundings and Gaussian noise.
+
+    Returns:
+        image (1, D, H, W) int16, label (D, H, W) uint8, spacing (z, y, x) in mm.
+    """
+    rng = np.random.default_rng([seed, number, 1])
+    own = kind.properties(number)
+    length = float(min(kind.size))
+    lines = [((np.arange(n * FINENESS) + 0.5) / FINENESS - n / 2).astype(np.float32) for n in kind.size]
+    axes = np.ix_(*lines)
+    normal = rng.normal(size=3)
+    normal /= np.linalg.norm(normal)
+    middle = rng.uniform(-0.06, 0.06, 3) * length
+    bent = Waves.draw(rng, length / 2, length / 20)(axes)[0]
+    height = sum(np.float32(n) * (axis - np.float32(m)) for n, axis, m in zip(normal, axes, middle, strict=True)) + bent
+    slope = np.sqrt(sum(np.square(part) for part in np.gradient(height, 1 / FINENESS)))
+    within = sum(np.square(axis - np.float32(m)) for axis, m in zip(axes, middle, strict=True)) < (0.4 * length) ** 2
+    sheet = (np.abs(height) <= own["thickness_vox"] / 2 * slope) & within
+    d, h, w = kind.size
+    share = sheet.reshape(d, FINENESS, h, FINENESS, w, FINENESS).mean((1, 3, 5), dtype=np.float32)
+    coarse = np.ix_(*(line.reshape(-1, FINENESS).mean(1) for line in lines))
+    signal = share + Waves.draw(rng, length, 0.25)(coarse)[0]
+    noisy = signal + own["noise"] * rng.standard_normal(signal.shape, np.float32)
+    return np.rint(noisy * 1000).astype(np.int16)[None], (share > 0.5).astype(np.uint8), (1.0, 1.0, 1.0)

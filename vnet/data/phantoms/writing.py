@@ -15,8 +15,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from vnet.core.errors import InputError
 from vnet.data.affines import file_affine
 from vnet.data.phantoms.kinds import PhantomKind, SheetKind
-from vnet.data.phantoms.organs import make_phantom
-from vnet.data.phantoms.sheets import make_sheet
+from vnet.data.phantoms.organs import make_phantom, make_sheet
 from vnet.data.volumes import write_nifti
 
 
