@@ -57,9 +57,9 @@ def test_an_arm_of_the_study_builds_on_the_built_in_one(tmp_path: Path) -> None:
 def test_built_in_arms(arm: str) -> None:
     config = load_config(["--arm", arm])
     assert config.network.output_stride == {"e": 1, "1": 1, "2": 2, "4": 4}[arm[-1]]
-    assert config.has_head == (arm in ("pointrend_s1", "pointrend_s2", "pointrend_s4", "lean_s2", "lean_s4"))
+    assert config.has_head == (arm.startswith(("pointrend_", "points_only_")) or arm in ("lean_s2", "lean_s4"))
     small = config.network.down == (1, 1, 2, 2, 2) and config.network.up == (1, 1, 1, 1)
-    assert small == arm.startswith("lean_")
+    assert small == arm.startswith(("lean_", "points_only_"))
     assert config.network.width == Config(name="x").network.width  # an arm sets nothing else
 
 
@@ -226,6 +226,7 @@ FROZEN = {
     "network.activation": "prelu",
     "network.dropout": 0.0,
     "network.output_stride": 1,
+    "network.stem": "full",
     "points.refine": True,
     "points.num_points": 2048,
     "points.oversample_ratio": 10.0,
@@ -236,6 +237,7 @@ FROZEN = {
     "points.features": ["encoder1", "decoder"],
     "points.image": True,
     "points.window": 1,
+    "points.image_convolution": 0,
     "points.width": 64,
     "points.layers": 3,
     "training.steps": 1000,

@@ -8,7 +8,7 @@ from torch import nn
 
 from vnet.core.config import NetworkConfig
 from vnet.model import layers
-from vnet.model.network import VNet, build_network
+from vnet.model.network import SpaceToDepth, VNet, build_network
 
 
 def small(**kwargs: object) -> VNet:
@@ -122,6 +122,38 @@ def test_refusals() -> None:
         VNet(norm="layer")
     with pytest.raises(ValueError, match="activation must be prelu"):
         VNet(act="gelu")
+
+
+def test_blocks_of_voxels_become_channels() -> None:
+    image = torch.arange(2 * 4 * 2 * 6).float().view(1, 2, 4, 2, 6)
+    out = SpaceToDepth((2, 1, 3))(image)
+    assert out.shape == (1, 12, 2, 2, 2)
+    # channel 1, the second voxel along z and the third along x of each block
+    torch.testing.assert_close(out[0, 6 + 1 * 3 + 2], image[0, 1, 1::2, :, 2::3])
+    torch.testing.assert_close(
+        SpaceToDepth((2, 2, 2))(image[:, :1, :, :, :4])[0],
+        torch.stack([image[0, 0, z::2, y::2, x:4:2] for z in (0, 1) for y in (0, 1) for x in (0, 1)]),
+    )
+
+
+def test_a_space_to_depth_stem_has_no_stage_at_full_resolution() -> None:
+    network = small(stem="space_to_depth", output_stride=4, in_channels=2)
+    output = network(torch.randn(2, 2, 17, 32, 48))
+    assert output.logits.shape == (2, 3, 5, 8, 12)
+    assert set(output.features) == {"encoder2", "encoder3", "encoder4", "encoder5", "decoder"}
+    assert output.features["encoder2"].shape == (2, 8, 9, 16, 24)
+    assert network.downs[0][0].in_channels == 2 * 8
+    assert not list(network.encoders[0].parameters())
+    strides = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    thick = small(stem="space_to_depth", output_stride=(1, 2, 2), strides=strides)
+    assert thick(torch.randn(1, 1, 16, 32, 32)).logits.shape == (1, 3, 16, 16, 16)
+
+
+def test_stems_are_refused() -> None:
+    with pytest.raises(ValueError, match="stem must be full or space_to_depth, got none"):
+        small(stem="none")
+    with pytest.raises(ValueError, match=r"output_stride must be one of \[\(2, 2, 2\), .*, got 1"):
+        small(stem="space_to_depth")
 
 
 def both(one, other, x):

@@ -69,11 +69,11 @@ def load_weights(model: Segmenter, state: Mapping[str, Any], path: Path) -> None
 def start_from(model: Segmenter, path: Path, dataset: Dataset) -> str:
     """Put the weights of another training into a fresh `model`.
 
-    Where that training had other structures, the last layer and the head stay new; where it had other channels, what
-    reads the image does; a head that is not there stays new too. All else must agree.
+    Three parts may stay new: the last layer and the head, where that training had other structures; the layers that
+    read the image, where it had other channels; the head, where it had none. All other weights must fit.
 
     Returns:
-        A line that says what was taken and what is new.
+        A line that names the weights taken and the new ones.
 
     Raises:
         InputError: not a checkpoint, or one of another network; names the first tensor that differs.
@@ -88,7 +88,7 @@ def start_from(model: Segmenter, path: Path, dataset: Dataset) -> str:
         new += ["network.logits.", "head."]
     if state["in_channels"] != len(dataset.modalities):
         reasons.append(f"{state['in_channels']} channels there, {len(dataset.modalities)} here")
-        new += ["network.encoders.0.", "head."]
+        new += ["network.downs.0." if model.network.stem == "space_to_depth" else "network.encoders.0.", "head."]
     fresh = [name for name in ours if name.startswith(tuple(new))]
     if model.head is None:
         theirs = {name: value for name, value in theirs.items() if not name.startswith("head.")}

@@ -1,4 +1,4 @@
-"""Losses of a step, each a mean over samples, so that several processes with equal shares agree with one."""
+"""Losses of a training step, each a mean over samples: several processes of equal shares agree with one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vnet.model.layers import upsample
 
 
 def negative_log_likelihood(log_probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:
-    """Cross-entropy of each sample's counted voxels, averaged over samples.
+    """Cross-entropy: the mean over the counted voxels of each sample, then over samples.
 
     Args:
         log_probabilities: (B, K, ...), the logarithm of the softmax.
@@ -31,8 +31,7 @@ def negative_log_likelihood(log_probabilities: Tensor, labels: Tensor, ignore: i
 def segmentation_terms(logits: Tensor, labels: Tensor, ignore: int | None = None) -> dict[str, Tensor]:
     """Dice and cross-entropy of coarse logits against the labels of the full grid.
 
-    The logits are up-sampled (trilinear) first: what is scored is what a user without refinement would get, in every
-    arm alike.
+    Logits on a coarser grid are up-sampled (trilinear) first, so that every arm is scored on the labels' grid.
 
     Args:
         logits: (B, K, d, h, w); or (B, K, N), at points.

@@ -6,6 +6,7 @@ up; skips are concatenated. The decoder stops at `output_stride`, where a 1x1x1 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,9 +20,9 @@ from vnet.model.layers import Convolution, InstanceNorm, Pointwise, PReLU
 
 
 class VNetOutput(NamedTuple):
-    """Coarse logits (B, K, D/s, H/s, W/s) and features by name, each (B, C, ...) at the stride of its stage.
+    """Coarse logits (B, K, D/s, H/s, W/s), and features by name, each (B, C, ...) at the stride of its stage.
 
-    Where a stride does not divide the input, a grid has ceil(size / stride) voxels and reaches past its end.
+    Where a stride does not divide the input, a grid has ceil(size / stride) voxels and extends past the input's end.
     """
 
     logits: Tensor
@@ -29,6 +30,11 @@ class VNetOutput(NamedTuple):
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
+    """The layer of `network.norm`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
     match kind:
         case "none":
             return nn.Identity()
@@ -43,6 +49,11 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 def activation(kind: str, channels: int) -> nn.Module:
+    """The layer of `network.activation`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
     match kind:
         case "prelu":
             return PReLU(channels)
@@ -59,7 +70,7 @@ Layer = Callable[[nn.Module, int], nn.Sequential]
 
 
 def layer_builder(norm: str, act: str) -> Layer:
-    """Convolution -> normalisation -> activation."""
+    """A function from a convolution and its channels to convolution -> normalisation -> activation."""
 
     def build(convolution: nn.Module, channels: int) -> nn.Sequential:
         return nn.Sequential(convolution, normalisation(norm, channels), activation(act, channels))
@@ -95,6 +106,24 @@ class Residual(nn.Module):
         return self.act(self.last(self.layers(x)).add_(skip))
 
 
+class SpaceToDepth(nn.Module):
+    """Blocks of voxels as channels: (B, C, D, H, W) to (B, C * block, D / z, H / y, W / x); nothing is lost.
+
+    Args:
+        block: voxels (z, y, x) of a block; they divide the sizes.
+    """
+
+    def __init__(self, block: Axes) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, y, x_ = self.block
+        batch, channels, depth, height, width = x.shape
+        parts = x.view(batch, channels, depth // z, z, height // y, y, width // x_, x_)
+        return parts.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
 class VNet(nn.Module):
     """V-Net with named features.
 
@@ -109,9 +138,11 @@ class VNet(nn.Module):
         norm, act: see `normalisation` and `activation`.
         dropout: share of channels dropped after each stage but the first; 0 builds no layer.
         output_stride: where the decoder stops, one number or (z, y, x).
+        stem: `full` begins with a stage at full resolution; `space_to_depth` turns blocks of voxels into channels and
+            begins with the second stage; there is no feature map `encoder1` then.
 
     Raises:
-        ValueError: K below 2, or a width below the number of image channels.
+        ValueError: K below 2, a width below the number of image channels, an output stride that no stage has.
     """
 
     def __init__(
@@ -128,14 +159,18 @@ class VNet(nn.Module):
         act: str = "prelu",
         dropout: float = 0.0,
         output_stride: int | Axes = 1,
+        stem: str = "full",
     ) -> None:
         super().__init__()
         if classes < 2:
             raise ValueError(f"classes must be 2 or more (a binary task has 2), got {classes}")
         self.totals = cumulative_strides(strides)
-        if per_axis(output_stride) not in self.totals[:-1]:
-            raise ValueError(f"output_stride must be one of {self.totals[:-1]}, got {output_stride}")
-        self.output_stride = per_axis(output_stride)
+        if stem not in ("full", "space_to_depth"):
+            raise ValueError(f"stem must be full or space_to_depth, got {stem}")
+        reachable = self.totals[:-1] if stem == "full" else self.totals[1:-1]
+        if per_axis(output_stride) not in reachable:
+            raise ValueError(f"output_stride must be one of {reachable}, got {output_stride}")
+        self.output_stride, self.stem = per_axis(output_stride), stem
         stop = self.totals.index(self.output_stride)
         size, layer = per_axis(kernel), layer_builder(norm, act)
         channels = [width * 2**i for i in range(len(down))]
@@ -145,10 +180,14 @@ class VNet(nn.Module):
             return Residual(inputs=inputs, channels=outputs, convolutions=convolutions, kernel=size, norm=norm, act=act)
 
         bias = norm == "none"
-        self.encoders = nn.ModuleList([stage(in_channels, width, down[0])])
+        first: nn.Module = stage(in_channels, width, down[0]) if stem == "full" else SpaceToDepth(strides[0])
+        self.encoders = nn.ModuleList([first])
         self.downs = nn.ModuleList()
         for i, step in enumerate(strides):
-            conv = nn.Conv3d(channels[i], channels[i + 1], step, stride=step, bias=bias)
+            if i == 0 and stem == "space_to_depth":
+                conv: nn.Module = Pointwise(in_channels * math.prod(step), channels[1])
+            else:
+                conv = nn.Conv3d(channels[i], channels[i + 1], step, stride=step, bias=bias)
             self.downs.append(layer(conv, channels[i + 1]))
             self.encoders.append(nn.Sequential(stage(channels[i + 1], channels[i + 1], down[i + 1]), dropped()))
         self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
@@ -161,6 +200,8 @@ class VNet(nn.Module):
             self.decoders.append(nn.Sequential(stage(coming, coming, convolutions), dropped()))
         self.logits = Pointwise(coming, classes)
         self.feature_channels = {f"encoder{i + 1}": c for i, c in enumerate(channels)} | {"decoder": coming}
+        if stem == "space_to_depth":
+            del self.feature_channels["encoder1"]
 
     @property
     def total_stride(self) -> Axes:
@@ -181,18 +222,20 @@ class VNet(nn.Module):
         features = {f"encoder{i + 1}": stage for i, stage in enumerate(stages)} | {"decoder": x}
         strides = [*self.totals, self.output_stride]
         cropped = {
-            name: crop(feature, size, stride) for (name, feature), stride in zip(features.items(), strides, strict=True)
+            name: crop(feature, size, stride)
+            for (name, feature), stride in zip(features.items(), strides, strict=True)
+            if name in self.feature_channels
         }
         return VNetOutput(crop(self.logits(x), size, self.output_stride), cropped)
 
     def first_stage(self, image: Tensor) -> Tensor:
-        """The feature map `encoder1` alone, at about a sixth of the time of `forward` (small body, stride 4).
+        """The feature map `encoder1` alone: about a sixth of the time of `forward` (small body, stride 4).
 
         Args:
             image: (B, C_in, D, H, W), sizes that the total stride divides.
         """
-        features: Tensor = self.encoders[0](image)
-        return features
+        first: Tensor = self.encoders[0](image)
+        return first
 
 
 def crop(volume: Tensor, size: Sequence[int], stride: Axes) -> Tensor:
@@ -215,4 +258,5 @@ def build_network(config: NetworkConfig, *, in_channels: int, classes: int) -> V
         act=config.activation,
         dropout=config.dropout,
         output_stride=config.output_stride,
+        stem=config.stem,
     )

@@ -15,6 +15,7 @@ from vnet.core.errors import InputError
 from vnet.core.hardware import memory_limit_bytes
 from vnet.model.losses import segmentation_terms
 from vnet.model.network import VNet, VNetOutput, build_network
+from vnet.model.point_head import ConvolvingHead
 
 
 class Segmenter(nn.Module):
@@ -49,8 +50,8 @@ class Segmenter(nn.Module):
         self.max_margin: float | None = None
 
     def forward(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Loss terms of a batch, unweighted: `dice`, `cross_entropy` and, with a head, `point` (the cross-entropy at
-        points) and, where asked for, `point_dice`.
+        """Unweighted loss terms of a batch: `dice`, `cross_entropy`, with a head `point` (the cross-entropy at points)
+        and, with `point_dice`, the Dice loss there.
 
         Args:
             image: (B, C_in, D, H, W), sizes that the output stride divides.
@@ -71,9 +72,9 @@ class Segmenter(nn.Module):
 
     @torch.inference_mode()
     def draw_points(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Where a training step would look, from the network as it stands: (B, N) flat voxels of the labels' grid.
+        """(B, N) flat voxels of the labels' grid: the training points that the network as it stands would draw.
 
-        Arguments as in `forward`; nothing is learnt and no state changes in evaluation mode.
+        Arguments as in `forward`. In evaluation mode no state changes.
         """
         logits = self.network(image).logits.float()
         sampling = point_sampling(self.points, self.ignore)
@@ -85,11 +86,12 @@ class Segmenter(nn.Module):
         return VNetOutput(logits.float(), self.head_features(features))
 
     def head_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The features that the head reads; none without a head."""
         return {name: features[name] for name in self.points.features} if self.head is not None else {}
 
 
 def point_sampling(points: PointsConfig, ignore: int | None) -> PointSampling:
-    """How a config draws its training points, off the ignored label."""
+    """How a config draws its training points; voxels of the ignored label are never drawn."""
     return PointSampling(
         num_points=points.num_points,
         oversample_ratio=points.oversample_ratio,
@@ -111,22 +113,37 @@ def build_model(config: Config, *, in_channels: int, classes: int, ignore: int |
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(config.network, in_channels=in_channels, classes=classes)
-        head = None
-        if config.has_head:
-            on_the_image_grid = [name for name in config.points.features if name == "encoder1"]
-            on_the_image_grid += ["image"] if config.points.image else []
-            head = PointRend(
-                classes=classes,
-                features={name: network.feature_channels[name] for name in config.points.features},
-                image_channels=in_channels if config.points.image else 0,
-                width=config.points.width,
-                layers=config.points.layers,
-                windows=dict.fromkeys(on_the_image_grid, config.points.window),
-                sampling=point_sampling(config.points, ignore),
-                dice_weight=config.training.point_dice_weight,
-            )
+        head = build_head(config, network, in_channels, classes, ignore) if config.has_head else None
     dice = config.training.point_dice_weight > 0
     return Segmenter(network, head, points=config.points, point_dice=dice, ignore=ignore)
+
+
+def build_head(config: Config, network: VNet, in_channels: int, classes: int, ignore: int | None) -> PointRend:
+    """The point head of a config, reading features of `network`."""
+    points = config.points
+    on_the_image_grid = [name for name in points.features if name == "encoder1"]
+    on_the_image_grid += ["image"] if points.image else []
+    head = PointRend(
+        classes=classes,
+        features={name: network.feature_channels[name] for name in points.features},
+        image_channels=in_channels if points.image else 0,
+        width=points.width,
+        layers=points.layers,
+        windows=dict.fromkeys(on_the_image_grid, points.window),
+        sampling=point_sampling(points, ignore),
+        dice_weight=config.training.point_dice_weight,
+    )
+    if points.image_convolution:
+        head.head = ConvolvingHead(
+            image_channels=in_channels,
+            window=points.window,
+            convolution=points.image_convolution,
+            features=head.inputs.width(3),
+            classes=classes,
+            width=points.width,
+            layers=points.layers,
+        )
+    return head
 
 
 def refuse_beyond_memory(config: Config, *, in_channels: int, classes: int) -> None:

@@ -67,6 +67,11 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "lean_coarse_s4": {"network": {"output_stride": 4, **SMALL_BODY}, "points": {"num_points": 0}},
     "lean_s2": {"network": {"output_stride": 2, **SMALL_BODY}},
     "lean_s4": {"network": {"output_stride": 4, **SMALL_BODY}},
+    # nothing at full resolution but the head, which reads 5x5x5 voxels of the image through a convolution
+    "points_only_s4": {
+        "network": {"output_stride": 4, "stem": "space_to_depth", **SMALL_BODY},
+        "points": {"features": ["encoder2", "decoder"], "window": 5, "image_convolution": 8},
+    },
 }
 
 # The arms of a study whose config names none.

@@ -78,6 +78,8 @@ class NetworkConfig:
     """Share of channels dropped after each stage but the first; 0 builds none."""
     output_stride: int | Axes = key(1, hash_default=1)
     """Stride at which the decoder stops, one number or one per axis (z, y, x)."""
+    stem: Literal["full", "space_to_depth"] = key("full", hash_default="full")
+    """A first stage at full resolution, or none: blocks of voxels become channels, and there is no encoder1."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "network.width", "be 1 or more", self.width)
@@ -98,7 +100,7 @@ class NetworkConfig:
             self.strides,
         )
         require(0 <= self.dropout < 1, "network.dropout", "lie in [0, 1)", self.dropout)
-        reachable = cumulative_strides(self.strides)[:-1]
+        reachable = cumulative_strides(self.strides)[0 if self.stem == "full" else 1 : -1]
         require(
             per_axis(self.output_stride) in reachable,
             "network.output_stride",
@@ -136,6 +138,9 @@ class PointsConfig:
     """The head also reads the image at the point."""
     window: int = key(3, hash_default=1)
     """Voxels per axis, odd, of the image and of encoder1 that the head reads around a point; 1 is the point alone."""
+    image_convolution: int = key(0, hash_default=0)
+    """Channels of a 3x3x3 convolution through which the head reads its window of the image, at the points alone; 0
+    reads the voxels themselves."""
     width: int = key(64, hash_default=64)
     """Channels of the head's hidden layers."""
     layers: int = key(3, hash_default=3)
@@ -162,6 +167,9 @@ class PointsConfig:
             "neither",
         )
         require(self.window >= 1 and self.window % 2 == 1, "points.window", "be odd and positive", self.window)
+        require(self.image_convolution >= 0, "points.image_convolution", "be 0 or more", self.image_convolution)
+        fits = self.image_convolution == 0 or (self.image and self.window >= 3)
+        require(fits, "points.image_convolution", "be 0 without points.image or a window of 3", self.image_convolution)
         require(self.width >= 1, "points.width", "be 1 or more", self.width)
         require(self.layers >= 1, "points.layers", "be 1 or more", self.layers)
 
@@ -308,7 +316,7 @@ class Config:
     """Name of the experiment; by default the config file's stem."""
     arm: str = key("dense", hash_default="dense")
     """Arm: dense, coarse_s2, coarse_s4, pointrend_s1, pointrend_s2, pointrend_s4, lean_dense, lean_coarse_s4, lean_s2,
-    lean_s4, or one of study.arms."""
+    lean_s4, points_only_s4, or one of study.arms."""
     seed: int = key(0, hash_default=0)
     """Seed of weights, batches and points."""
     threads: int = key(0, hash_default=0)
@@ -337,7 +345,8 @@ class Config:
         require(is_device_name(self.device), "device", "be auto, cpu, cuda or cuda:N", self.device)
         if self.inference.precision is None:  # resolved here, so that files and hash hold what is done
             object.__setattr__(self, "inference", replace(self.inference, precision=self.training.precision))
-        stages = {f"encoder{i + 1}" for i in range(len(self.network.down))} | {"decoder"}
+        first = 1 if self.network.stem == "full" else 2
+        stages = {f"encoder{i}" for i in range(first, len(self.network.down) + 1)} | {"decoder"}
         for name in self.points.features:
             require(name in stages, "points.features", f"name stages of {sorted(stages)}", name)
         total = cumulative_strides(self.network.strides)[-1]
