@@ -131,7 +131,8 @@ def test_sentences_hold_the_figures_of_results(page: str) -> None:
         assert sentence in text
 
 
-FIGURED = [page for page in [*PAGES, LOG] if page.name != "errors.md"]  # that page shows what people typed
+# errors.md shows what people typed; the tables of instances.md are recomputed by tests/scripts/test_instances.py
+FIGURED = [page for page in [*PAGES, LOG] if page.name not in ("errors.md", "instances.md")]
 
 
 @pytest.mark.parametrize("page", FIGURED, ids=lambda page: page.name)

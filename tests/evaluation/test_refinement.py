@@ -114,36 +114,36 @@ def test_refusals():
         refinement_rows(a, a, a, np.arange(2), np.zeros(3), (1, 1, 1), NAMES)
 
 
-SHAPE, SPACING = (4, 6, 40), (3.0, 3.0, 1.0)
+HALF_SHAPE, HALF_SPACING = (4, 6, 40), (3.0, 3.0, 1.0)
 
 
 def half() -> np.ndarray:
-    labels = np.zeros(SHAPE, np.int64)
+    labels = np.zeros(HALF_SHAPE, np.int64)
     labels[:, :, 20:] = 1
     return labels
 
 
 def at(*columns: int) -> np.ndarray:
-    return np.array([np.ravel_multi_index((1, 2, column), SHAPE) for column in columns])
+    return np.array([np.ravel_multi_index((1, 2, column), HALF_SHAPE) for column in columns])
 
 
 def test_shares_count_points_on_both_sides_of_the_surface() -> None:
     # x = 19 and 20 lie 1 mm from the other side, 18 two, 22 three, 25 six, 0 twenty
-    shares = shares_within(half(), at(19, 20, 18, 22, 25, 0), SPACING, classes=2)
+    shares = shares_within(half(), at(19, 20, 18, 22, 25, 0), HALF_SPACING, classes=2)
     assert (1.0, 2.0, 3.0, 5.0, 10.0, np.inf) == DISTANCE_EDGES_MM
     np.testing.assert_allclose(shares, [2 / 6, 3 / 6, 4 / 6, 4 / 6, 5 / 6, 1])
 
 
 def test_density_is_one_for_uniform_points_and_the_ratio_of_shares_else() -> None:
     labels = half()
-    uniform = point_density(labels, np.arange(labels.size), SPACING, classes=2)
+    uniform = point_density(labels, np.arange(labels.size), HALF_SPACING, classes=2)
     assert uniform.ratio(1) == pytest.approx(1, abs=0.1)
-    close = point_density(labels, at(19, 20, 18, 21), SPACING, classes=2)
+    close = point_density(labels, at(19, 20, 18, 21), HALF_SPACING, classes=2)
     # four of forty columns lie within 2 mm
     assert close.ratio(1) == pytest.approx(10, rel=0.1)
 
 
 def test_a_volume_without_a_surface_has_no_density() -> None:
-    density = point_density(np.zeros(SHAPE, np.int64), at(1, 2), SPACING, classes=2)
+    density = point_density(np.zeros(HALF_SHAPE, np.int64), at(1, 2), HALF_SPACING, classes=2)
     assert density.ratio(1) is None
     assert density.points[-1] == 1

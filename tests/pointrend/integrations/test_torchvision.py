@@ -251,9 +251,6 @@ def test_the_readmes_snippet_runs():
     assert found["masks"].shape == (len(found["boxes"]), 1, 64, 80)
 
 
-pytestmark = pytest.mark.detection
-
-
 def test_nms_by_hand():
     from torchvision.ops import batched_nms, nms
 
