@@ -106,7 +106,8 @@ def require_near(run: Path, other: Path) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # of the first step
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_have_the_losses_of_one(world: int, runs: Runs) -> None:
     require_near(runs[world], runs[1])
     for name, value in weights(runs[1]).items():

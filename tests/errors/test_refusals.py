@@ -260,6 +260,7 @@ def outside(paths: list[str], world: Path, *allowed: str) -> list[str]:
     return [str(p) for p in found if not caches.search(str(p)) and not any(p.is_relative_to(f) for f in inside)]
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_of_what_is_named(
     auditing: None, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

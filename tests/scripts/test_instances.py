@@ -264,6 +264,7 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.mark.detection
+@pytest.mark.slow
 def test_a_study_from_training_to_tables(small):
     from scripts.nuclei.comparison import report
     from scripts.nuclei.training import train_study
@@ -294,6 +295,7 @@ def test_a_study_from_training_to_tables(small):
 
 
 @pytest.mark.detection
+@pytest.mark.slow
 def test_a_stopped_run_continues_as_if_it_had_not_been(small, monkeypatch):
     import torch
 

@@ -57,6 +57,7 @@ def test_a_study_runs_keeps_and_skips(tiny: list[str], phantoms: Path, capfd: py
     assert [config.arm for config in configs] == ["dense", "pointrend_s2"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_stops_the_study_with_its_exit_code(tiny: list[str]) -> None:
     with pytest.raises(StudyStopped, match="ended with exit code 2; the same command goes on") as stop:
         run_study([*tiny, "--data.root", "nowhere"])
@@ -143,6 +144,7 @@ def require_equal(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_of_two_simultaneous_starts_one_trains_and_the_other_says_so(tiny: list[str]) -> None:
     words = [*tiny, "--arm", "pointrend_s2"]
     with started(words) as one, started(words) as two:
@@ -163,6 +165,7 @@ def test_of_two_simultaneous_starts_one_trains_and_the_other_says_so(tiny: list[
     require_equal(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_start_does_not_keep_the_next_one_out(tiny: list[str]) -> None:
     words = [*tiny, "--arm", "dense"]
     folder = Path("runs/tiny/dense/fold0_seed0")
@@ -186,6 +189,7 @@ def test_a_start_that_was_killed_before_it_wrote_anything_counts_as_none(tiny: l
     assert (folder / "cases.csv").is_file()
 
 
+@pytest.mark.slow
 def test_the_processes_of_one_run_share_its_lock(tiny: list[str], tmp_path: Path) -> None:
     launcher = Launcher()
     try:
