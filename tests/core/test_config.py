@@ -393,3 +393,12 @@ def test_differing_keys_are_named_with_both_values() -> None:
     del two["points"]["window"]  # from before the key existed: 1
     assert differing_keys(one, two, Config)["points.window"] == (3, 1)
     assert set(flatten(one)) >= set(FROZEN)
+
+
+def test_a_run_from_before_margins_needed_a_reason_is_read() -> None:
+    old = Config(name="x", seed=3).to_dict()
+    old["study"] |= {"equivalence_margin": 0.002}
+    del old["study"]["equivalence_reason"]
+    read = load_resolved(old)
+    assert (read.seed, read.study.equivalence_margin) == (3, None)
+    assert read.hash("data") == Config(name="x", seed=3).hash("data")

@@ -25,7 +25,7 @@ from vnet.inference.ensemble import largest_margin
 from vnet.inference.prediction import Prediction
 from vnet.inference.predictor import Predictor
 from vnet.inference.segment import points_by_tile, segment
-from vnet.inference.tiled_network import BlockGrid, KeptFeatures, keep_blocks, saved_bytes
+from vnet.inference.tiled_network import BlockGrid, KeptFeatures, TiledNetwork, keep_blocks, saved_bytes
 from vnet.inference.tiling import Box, lay_tiles
 from vnet.model.checkpoints import load_model, read_checkpoint
 from vnet.model.segmenter import Segmenter, build_model
@@ -104,6 +104,28 @@ def test_kept_and_recomputed_features_give_the_same_labels(
     for other in made[1:]:
         np.testing.assert_array_equal(made[0].labels, other.labels)
         np.testing.assert_array_equal(made[0].refined_uncertainty, other.refined_uncertainty)
+
+
+@pytest.mark.parametrize("mirror", [(), ("x", "y")])
+@pytest.mark.parametrize("arm", ["lean_s4", "pointrend_s2"])
+def test_kept_features_take_at_most_what_coarse_logits_save(
+    arm: str, mirror: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that refined tiles take no more than the blended logits of a dense network on the same volume."""
+    monkeypatch.setattr("vnet.inference.segment.KEPT_BYTES", 0)
+    kept: list[int] = []
+    plain = TiledNetwork.coarse
+
+    def measured(self: TiledNetwork) -> torch.Tensor:
+        result = plain(self)
+        kept.append(sum(part.numel() * 4 for one in self.kept.values() for part in one.parts.values()))
+        return result
+
+    monkeypatch.setattr(TiledNetwork, "coarse", measured)
+    predict(arm, (32, 32, 32), mirror=mirror)
+    stride = int(arm[-1])
+    canvas = [-(-n // stride) * stride for n in SIZE]
+    assert 0 < kept[0] <= 4 * (3 + 1) * np.prod(canvas) * (1 - 1 / stride**3)
 
 
 def test_labels_of_refined_voxels_alone_change_and_unrefined_ones_are_found_again() -> None:

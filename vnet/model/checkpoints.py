@@ -95,8 +95,8 @@ def start_from(model: Segmenter, path: Path, dataset: Dataset) -> str:
     taken = {name: value for name, value in theirs.items() if name not in fresh}
     load_weights(model, {"model": {name: ours[name] for name in fresh} | taken}, path)
     parts = sorted({prefix.rstrip(".") for prefix in new if any(name.startswith(prefix) for name in fresh)})
-    told = f"; new: {', '.join(parts)}" + (f" ({'; '.join(reasons)})" if reasons else "") if fresh else ""
-    return f"weights of {len(taken)} tensors from {path}{told}"
+    new_parts = f"; new: {', '.join(parts)}" + (f" ({'; '.join(reasons)})" if reasons else "") if fresh else ""
+    return f"weights of {len(taken)} tensors from {path}{new_parts}"
 
 
 @dataclass(frozen=True)

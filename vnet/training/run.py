@@ -89,7 +89,7 @@ def evaluate_run(
         raise InputError(f"{run.folder}: its training has not ended; run the training command again")
     warn_of_seen_cases(checked, fold, trained)
     prepared = PreparedData(dataset, checked.content_hash, fold, trained.preprocessing, checked.fingerprints)
-    unread: list[str] = []
+    unreadable: list[str] = []
     with ProgressBar("evaluating", len(shard(fold.val))) as bar:
         validation = validate(
             trained.model.to(fabric.device),
@@ -97,13 +97,13 @@ def evaluate_run(
             fold.val,
             config,
             use=lambda predicted, scores: bar.advance(scores.case),
-            faults=unread if elsewhere else None,
+            faults=unreadable if elsewhere else None,
         )
     target = run.folder if own else run.folder / "evaluation" / dataset.root.resolve().name
     refuse_links(target, run.folder)
     if not own:
         on_rank_zero(lambda: write_text(target / "config.yaml", config.to_yaml()))
-    faults += unshard(gather(unread))
+    faults += unshard(gather(unreadable))
     if validation.scores.cases:
         on_rank_zero(lambda: write_tables(target, validation, config, dataset))
     raise_case_faults(faults, done=len(validation.scores.cases))

@@ -85,7 +85,7 @@ class Trainer:
             self.logger.log_curves(self.progress.step, self.progress.last_curves)
             return
         training = self.config.training
-        unread: list[StepResult] = []
+        pending: list[StepResult] = []
         with (
             closing(self.batches.stream(self.progress.step)) as batches,
             StopRequest() as stop,
@@ -93,14 +93,14 @@ class Trainer:
             naming_path(self.run.folder),
         ):
             while not self.finished:
-                unread.append(self.step(batches))
+                pending.append(self.step(batches))
                 step = self.progress.step
                 signal = int(reduce_max(stop.exit_code or 0))  # all processes stop at the same step
                 validating = not self.finished and training.validate_every > 0 and step % training.validate_every == 0
                 saving = self.finished or signal > 0 or step % training.checkpoint_every == 0
                 # the newest result is read while the next step runs, unless validation or checkpoint need it now
-                while len(unread) > (0 if validating or saving else 1):
-                    self.read(unread.pop(0), bar)
+                while len(pending) > (0 if validating or saving else 1):
+                    self.read(pending.pop(0), bar)
                 if validating:
                     self.keep_best(self.validator.validate(self.plain, step, dice_alone=True), bar.say)
                     self.log_points()

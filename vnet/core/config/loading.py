@@ -214,6 +214,10 @@ def load_resolved(nested: Mapping[str, Any], argv: Sequence[str] = (), *, where:
     """
     refuse_unknown(flatten(nested), known_keys(Config), where)
     defaults = {key: value for key, value in hash_defaults(Config).items() if key != "study.arms"}
+    study = nested.get("study")
+    if isinstance(study, Mapping) and not study.get("equivalence_reason"):
+        # runs made before a margin needed a reason hold one without; it says nothing about the run itself
+        nested = merge(nested, {"study": {"equivalence_margin": None}})
     parser = config_parser()
     parse_command_line(parser, argv)
     return build_config(parser, merge(unflatten(defaults), nested), where, argv)
