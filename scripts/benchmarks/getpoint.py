@@ -9,7 +9,7 @@ radius of 1.
 
 from __future__ import annotations
 
-import time
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pointrend import getpoint
-from scripts.benchmarks.harness import Row
+from scripts.benchmarks.harness import Row, take_turns
 
 BETA, RADIUS = 0.95, 1
 
@@ -69,20 +69,8 @@ def filters(mask: NDArray[Any]) -> NDArray[np.float64]:
     return np.concatenate((points[mixed[rows, columns]], draw(mask, 1 - BETA)))
 
 
-def fastest(function: Callable[[], Any], seconds: float) -> float:
-    """Seconds of the fastest call of as many as fit in `seconds`, at least one, after one that is not counted."""
-    function()
-    best, end = np.inf, time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        function()
-        now = time.perf_counter()
-        best = min(best, now - start)
-        if now > end:
-            return float(best)
-
-
-def measure(side: int, *, patience: float) -> Row:
+def measure(side: int, *, turns: int) -> Row:
+    """One row: medians over the turns, in which every side is called once."""
     mask = blob_mask(side, side)
     sides: dict[str, Callable[[], Any]] = {
         "original": lambda: original(mask),
@@ -90,26 +78,29 @@ def measure(side: int, *, patience: float) -> Row:
         "filters": lambda: filters(mask),
         "getpoint": lambda: getpoint(mask, 1, BETA, nearest_neighbor=RADIUS),
     }
-    seconds = {name: fastest(function, patience) for name, function in sides.items()}
+    seconds = {name: statistics.median(values) for name, values in take_turns(sides, turns).items()}
     return {
         "mask": f"{side}x{side}",
         "points": side * side,
         **{f"{name}_s": value for name, value in seconds.items()},
-        "faster_than_original": round(seconds["original"] / seconds["getpoint"], 1),
-        "faster_than_improved": round(seconds["improved"] / seconds["getpoint"], 1),
         "faster_than_filters": round(seconds["filters"] / seconds["getpoint"], 1),
+        "faster_than_improved": round(seconds["improved"] / seconds["getpoint"], 1),
+        "faster_than_original": round(seconds["original"] / seconds["getpoint"], 1),
     }
 
 
-def measure_volume(side: int, *, density: float, radius: int, patience: float) -> Row:
+def measure_volume(side: int, *, density: float, radius: int, turns: int) -> Row:
     mask = blob_mask(side, side, side)
-    seconds = fastest(lambda: getpoint(mask, density, BETA, nearest_neighbor=radius), patience)
-    return {"mask": f"{side}x{side}x{side}", "points": int(density * mask.size), "getpoint_s": seconds}
+    seconds = take_turns({"getpoint": lambda: getpoint(mask, density, BETA, nearest_neighbor=radius)}, turns)[
+        "getpoint"
+    ]
+    points = int(density * mask.size)
+    return {"mask": f"{side}x{side}x{side}", "points": points, "getpoint_s": statistics.median(seconds)}
 
 
 def run(quick: bool = False) -> list[Row]:
     """Rows of the table: masks of 196 to 196 000 elements, then volumes with k=0.01 and a radius of 3."""
-    patience = 0.2 if quick else 2.0
-    rows = [measure(side, patience=patience) for side in (14, 44, 140, 443)]
+    turns = 3 if quick else 11
+    rows = [measure(side, turns=turns) for side in (14, 44, 140, 443)]
     sizes = (128,) if quick else (128, 256, 512)
-    return rows + [measure_volume(side, density=0.01, radius=3, patience=patience) for side in sizes]
+    return rows + [measure_volume(side, density=0.01, radius=3, turns=turns) for side in sizes]

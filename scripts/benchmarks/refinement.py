@@ -12,6 +12,7 @@ compared. Columns `_rest` time everything but sampling and MLP: the head returns
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -87,9 +88,9 @@ def refine_densely(coarse: Tensor, sizes: list[int], count: int, predict: Predic
     return best_class(logits) if tuned else logits.argmax(1)
 
 
-def fastest(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Seconds of each side: the fastest of `rounds` turns, after one that is not counted. The sides take turns."""
-    return {name: min(values) for name, values in take_turns(sides, rounds).items()}
+def medians(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Seconds of each side: the median of `rounds` turns, after one that is not counted. The sides take turns."""
+    return {name: statistics.median(values) for name, values in take_turns(sides, rounds).items()}
 
 
 class _Echo(PointRend):
@@ -121,7 +122,7 @@ def measure(name: str, case: Case, rounds: int = 3) -> Row:
         "bounds_rest": lambda: echo.refine(logits, features, None, (target,) * 3, num_points=count, steps=steps),
     }
     labels = {name: sides[name]() for name in ("straight", "tuned", "bounds")}
-    seconds = fastest(sides, rounds)
+    seconds = medians(sides, rounds)
     return {
         "case": name,
         **asdict(case),
@@ -241,7 +242,7 @@ def head_rows(predictor: Predictor, points: int, rounds: int) -> list[Row]:
         head.to(dtype)
         for chunk in CHUNKS if dtype == torch.float32 else (65536,):
             name = f"{str(dtype).removeprefix('torch.')}, {chunk} at once"
-            seconds = fastest({name: partial(ask, dtype, chunk)}, rounds)[name]
+            seconds = medians({name: partial(ask, dtype, chunk)}, rounds)[name]
             changed = float((ask(dtype, chunk) != expected).float().mean())
             rows.append({"case": name, "points": len(index), "seconds": round(seconds, 4), "changed": changed})
     head.float()

@@ -1,7 +1,8 @@
 """Labels at a finer resolution: `render_labels` against dense interpolation, whole and streaming.
 
 Each side runs in a fresh process that loads the logits from a file, calls itself on a small case (compilation, thread
-pools), resets the peak of its memory and measures: added memory in the first call, the fastest of all calls in time.
+pools), resets the peak of its memory and measures: added memory in the first call, and seconds. Every side of a row is
+called equally often, in turns; its seconds are the median.
 
 `torch` interpolates all classes and takes the argmax; `torch_class` keeps a running maximum, a class at a time;
 `skimage` resizes class by class with order 1, as nnU-Net does by default; `stream` is a plain separable loop in numba
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,8 +61,8 @@ GROWTH = {f"14 classes, {n} to {3 * n}": Case(14, (n, n, n), (3 * n, 3 * n, 3 * 
 SIDES = ("torch", "torch_class", "skimage", "stream", "dense", "render", "render_2_threads")
 QUICK_SIDES = ("torch", "torch_class", "stream", "dense", "render", "render_2_threads")
 OWN_SIDES = ("stream", "dense", "render", "render_2_threads")
-SLOW_SIDES = ("torch", "torch_class", "skimage")
-TURNS = 3  # of the other sides, one after the other: the machine's speed drifts
+TURNS = 3  # of all sides, one after the other: the machine's speed drifts
+SLOW_CLASSES = 25  # from here on torch and scikit-image take half a minute, and all sides are called once a turn
 TRAINED_FACTORS = (4, 8)
 
 
@@ -190,7 +192,7 @@ def peak_bytes(field: str) -> int:
     return 0
 
 
-def measure_here(side: str, source: str, output: str, size: tuple[int, ...], calls: int) -> dict[str, float]:
+def measure_here(side: str, source: str, output: str, size: tuple[int, ...], calls: int) -> Row:
     """Measure one side in the fresh process: seconds and added bytes. Its labels are written to `output`."""
     logits, function = np.load(source), FUNCTIONS[side]
     small = np.ascontiguousarray(logits[:, :, :6, :6, :6])
@@ -208,10 +210,10 @@ def measure_here(side: str, source: str, output: str, size: tuple[int, ...], cal
         function(logits, size)
         seconds.append(time.perf_counter() - start)
     np.save(output, labels.astype(np.uint16))
-    return {"seconds": min(seconds), "first": seconds[0], "added_mb": added / 1e6}
+    return {"seconds": seconds, "added_mb": added / 1e6}
 
 
-def measure_apart(side: str, source: Path, output: Path, target: Sequence[int], calls: int) -> dict[str, float]:
+def measure_apart(side: str, source: Path, output: Path, target: Sequence[int], calls: int) -> Row:
     arguments = [side, str(source), str(output), list(target), calls]
     code = (
         "import json, sys; from scripts.benchmarks.render import measure_here;"
@@ -240,38 +242,37 @@ def mixed_share(logits: NDArray[np.float32]) -> float:
     return float((low != high).mean())
 
 
-def measure(
-    name: str, logits: NDArray[np.float32], target: tuple[int, ...], sides: Sequence[str], calls: int = 7
-) -> Row:
+def measure(name: str, logits: NDArray[np.float32], target: tuple[int, ...], sides: Sequence[str], calls: int) -> Row:
     """One row: seconds and added megabytes of each side, and the voxels that differ from the first side.
 
     Args:
         logits: (1, K, *source).
-        calls: of each side in each turn, of which the fastest counts; slow sides are called once.
+        calls: of each side in each of three turns.
     """
-    results, differing, reference = {}, 0, None
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    added: dict[str, float] = {}
+    differing, reference = 0, None
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder, "logits.npy"), Path(folder, "labels.npy")
         np.save(source, logits)
-        for side in sides:
-            results[side] = measure_apart(side, source, output, target, 1 if side in SLOW_SIDES else calls)
+        for side in tuple(sides) * TURNS:
+            result = measure_apart(side, source, output, target, calls)
+            seconds[side] += result["seconds"]
+            added.setdefault(side, result["added_mb"])
             labels = np.load(output)
             reference = labels if reference is None else reference
             differing = max(differing, int((labels != reference).sum()))
-        for side in [side for side in sides if side not in SLOW_SIDES] * (TURNS - 1):
-            again = measure_apart(side, source, output, target, calls)
-            results[side]["seconds"] = min(results[side]["seconds"], again["seconds"])
+    middle = {side: statistics.median(values) for side, values in seconds.items()}
     row: Row = {"case": name, "classes": logits.shape[1], "source": _by(logits.shape[2:]), "target": _by(target)}
-    row["mixed_share"] = round(mixed_share(logits), 4)
-    row |= {f"{side}_s": round(result["seconds"], 4) for side, result in results.items()}
-    row |= {f"{side}_mb": round(result["added_mb"], 1) for side, result in results.items()}
+    row |= {"calls": TURNS * calls, "mixed_share": round(mixed_share(logits), 4)}
+    row |= {f"{side}_s": round(value, 4) for side, value in middle.items()}
+    row |= {f"{side}_mb": round(value, 1) for side, value in added.items()}
     row["labels_mb"] = round(math.prod(target) * (2 if logits.shape[1] > 256 else 1) / 1e6, 1)
-    own = results["render"]["seconds"]
-    others = [side for side in results if not side.startswith("render")]
-    row |= {f"faster_than_{side}": round(results[side]["seconds"] / own, 2) for side in others}
-    if "torch" in results:
-        row["stream_faster_than_torch"] = round(results["torch"]["seconds"] / results["stream"]["seconds"], 2)
-    row["two_threads_faster"] = round(own / results["render_2_threads"]["seconds"], 2)
+    own = middle["render"]
+    row |= {f"faster_than_{side}": round(value / own, 2) for side, value in middle.items() if "render" not in side}
+    if "torch" in middle:
+        row["stream_faster_than_torch"] = round(middle["torch"] / middle["stream"], 2)
+    row["two_threads_faster"] = round(own / middle["render_2_threads"], 2)
     return row | {"most_differing_voxels": differing}
 
 
@@ -319,10 +320,14 @@ def run(quick: bool = False, cases: Sequence[str] = (), trained: Path | None = N
         if name in made:
             case = made[name]
             sides = QUICK_SIDES if quick else SIDES if name in CASES else OWN_SIDES
-            rows.append(measure(name, synthetic_logits(case), case.target, sides, calls=5 if quick else 7))
+            rows.append(
+                measure(
+                    name, synthetic_logits(case), case.target, sides, calls=1 if case.classes >= SLOW_CLASSES else 5
+                )
+            )
         else:
             assert trained is not None
             logits, factor = coarse_logits(trained), TRAINED_FACTORS[real.index(name)]
             target = tuple(n * factor for n in logits.shape[2:])
-            rows.append(measure(name, logits, target, QUICK_SIDES))
+            rows.append(measure(name, logits, target, QUICK_SIDES, calls=5))
     return rows

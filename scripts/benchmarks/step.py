@@ -3,6 +3,8 @@
 `run`: seconds, multiply-adds and the head's share of every arm. The arms take turns in one process, on the same random
 batch, so that a change of the machine's speed meets all.
 
+`run_arithmetic`: float32, bfloat16, channels last and `torch.compile`, for `dense` and `lean_s4`.
+
 `run_train_growth`: seconds by size of the volume and by number of classes.
 
 `run_train_roofline`: multiply-adds and bytes of the step's operations against the machine's ceilings. The ceilings are
@@ -24,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from scripts.benchmarks.harness import Row, call, paired, take_turns
 from vnet.core.config import ARMS, load_config
-from vnet.core.hardware import keep_freed_memory, peak_memory_mib, set_threads
+from vnet.core.hardware import autocast, keep_freed_memory, peak_memory_mib, set_threads
 from vnet.core.randomness import point_generators
 from vnet.model.losses import total_loss
 from vnet.model.segmenter import build_model, count_multiply_adds
@@ -112,6 +114,72 @@ def run(quick: bool = False) -> list[Row]:
         rows += measure(CONFIGS[0], (96, 96, 96), batch=1, rounds=7)
         rows += measure(CONFIGS[0], (64, 128, 128), batch=1, rounds=5)
     return rows
+
+
+# side: precision, channels last, compiled
+ARITHMETIC: dict[str, tuple[str, bool, bool]] = {
+    "float32": ("32-true", False, False),
+    "bfloat16": ("bf16-mixed", False, False),
+    "channels last": ("32-true", True, False),
+    "bfloat16, channels last": ("bf16-mixed", True, False),
+    "compiled": ("32-true", False, True),
+    "bfloat16, compiled": ("bf16-mixed", False, True),
+}
+
+
+def arithmetic_of(
+    arm: str, side: str, image: torch.Tensor, labels: torch.Tensor
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One optimiser step, and one forward pass of the network as prediction makes it, in the arithmetic of a side."""
+    precision, last, compiled = ARITHMETIC[side]
+    config = load_config(["--config", CONFIGS[1], "--arm", arm])
+    model = build_model(config, in_channels=1, classes=3)
+    if last:
+        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        image = image.contiguous(memory_format=torch.channels_last_3d)
+    if compiled:
+        model.network.compile()
+    optimizer = build_optimizer(model, config.training)
+
+    def step() -> None:
+        with autocast(image.device, precision):
+            loss = total_loss(model(image, labels, point_generators(0, 0, range(len(image)))), config.training)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def forward() -> None:
+        with torch.inference_mode(), autocast(image.device, precision):
+            model.predict(image[:1])
+
+    return step, forward
+
+
+def measure_arithmetic(arm: str, size: tuple[int, int, int], rounds: int) -> list[Row]:
+    """One row a side: medians of a step of two volumes and of a forward pass of one, and of the ratios to float32."""
+    image, labels = random_batch(size, 2)
+    made = {side: arithmetic_of(arm, side, image, labels) for side in ARITHMETIC}
+    seconds = take_turns({side: step for side, (step, _) in made.items()}, rounds)
+    forward = take_turns({side: once for side, (_, once) in made.items()}, rounds)
+    return [
+        {
+            "arm": f"{arm}: {side}",
+            "size": "x".join(map(str, size)),
+            "step_s": round(statistics.median(seconds[side]), 4),
+            "forward_s": round(statistics.median(forward[side]), 4),
+            "step_of_float32": round(paired(seconds[side], seconds["float32"]), 3),
+            "forward_of_float32": round(paired(forward[side], forward["float32"]), 3),
+        }
+        for side in made
+    ]
+
+
+def run_arithmetic(quick: bool = False) -> list[Row]:
+    """Rows of the table; `quick` takes few turns of a small size."""
+    set_threads(0)
+    keep_freed_memory()
+    size, rounds = ((32, 32, 32), 3) if quick else ((48, 64, 48), 11)
+    return [row for arm in ("dense", "lean_s4") for row in measure_arithmetic(arm, size, rounds)]
 
 
 def measure_growth(arm: str, side: int, classes: int, turns: int) -> Row:

@@ -18,17 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarks.harness import Row, call, paired
 from scripts.benchmarks.step import random_batch
-from vnet.core.config import ARMS, load_config
+from vnet.core.config import load_config
 from vnet.core.hardware import keep_freed_memory, peak_memory_mib, set_threads
 from vnet.core.randomness import point_generators
 from vnet.model.losses import segmentation_terms
 from vnet.model.segmenter import build_model
 
 CLASSES = 3
-MONAI = {"monai": "PRELU", "monai, in-place ELU": ("elu", {"inplace": True})}
+MONAI = {"monai": ("elu", {"inplace": True}), "monai, PReLU": "PRELU"}  # its default first; ours has PReLU
 # the stages of MONAI's V-Net; the paper's decoder is deeper
 STAGES = {"width": 16, "kernel": 5, "down": [1, 1, 2, 3, 2], "up": [2, 2, 1, 1], "norm": "batch"}
-SIDES = (*MONAI, *ARMS)
+# the arms that take these stages
+SIDES = (*MONAI, "dense", "coarse_s2", "coarse_s4", "pointrend_s1", "pointrend_s2", "pointrend_s4")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pointrend import render_labels
-from scripts.benchmarks import getpoint, harness, refinement, render, volume
+from scripts.benchmarks import getpoint, harness, predict, refinement, render
 from scripts.benchmarks.harness import chosen_names, timed
 from vnet.core.errors import InputError
 
@@ -28,7 +28,7 @@ def test_logits_resampled_by_monai_lie_where_ours_are_rendered():
     logits = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     for size in ((9, 11, 13), (5, 12, 7)):
         ours = render_labels(logits[None], size)[0].numpy()
-        assert (volume.resampled(logits, size) != ours).mean() < 0.002  # ties within rounding
+        assert (predict.resampled(logits, size) != ours).mean() < 0.002  # ties within rounding
 
 
 def test_mixed_share_counts_cells():
