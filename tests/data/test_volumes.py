@@ -1,4 +1,4 @@
-"""Orientation, grids and writing back."""
+"""Orientation, grids, and writing labels and maps back."""
 
 from itertools import permutations, product
 
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from vnet.core.errors import InputError
 from vnet.data.affines import Grid, GridFault, grid_fault
-from vnet.data.volumes import read_image, read_label, volume_from_array, write_labels
+from vnet.data.volumes import read_image, read_label, volume_from_array, write_labels, write_scaled
 
 AXES = ["".join(letters) for order in permutations(("RL", "AP", "SI")) for letters in product(*order)]
 CANONICAL = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)  # z, y, x
@@ -223,3 +224,54 @@ def test_grids_may_differ_by_rounding_only():
     assert fault == GridFault("affine differs from that of the other, corners lie 0.2 mm apart")
     small = Grid(np.eye(4), (3, 4, 5))
     assert grid_fault(small, grid, "its image") == GridFault("shape (3, 4, 5) differs from (5, 4, 3) of its image")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "PIL"])
+def test_a_map_lies_as_its_image_does(axes, ending, tmp_path):
+    affine = np.diag([1.5, 2, 3, 1]) @ inv_ornt_aff(
+        ornt_transform(io_orientation(np.eye(4)), axcodes2ornt(axes)), (3, 4, 5)
+    )
+    like = volume_from_array(np.zeros((3, 4, 5), np.float32), affine)
+    d, h, w = like.array.shape[1:]
+    values = np.random.default_rng(0).integers(0, 2**16, (2, d, h, w), dtype=np.uint16)
+    path = tmp_path / f"map{ending}"
+    write_scaled(path, [(0, 1, values[:, :1]), (1, d, values[:, 1:])], like, dtype=np.uint16, channels=2)
+    found = nib.load(path)
+    assert found.shape == (3, 4, 5, 2)
+    np.testing.assert_allclose(found.affine, affine, atol=1e-5)
+    for channel in range(2):
+        np.testing.assert_allclose(found.get_fdata()[..., channel], like.restore(values[channel]) / 65535, atol=1e-6)
+    np.testing.assert_allclose(read_image([path]).array, values / 65535, atol=1e-6)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_map_keeps_the_header_of_its_image(tmp_path):
+    scan = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.diag([-2, -2, 3, 1]))
+    scan.header["descrip"] = b"scanner"
+    scan.header.set_slope_inter(2, -1000)
+    nib.save(scan, tmp_path / "scan.nii")
+    like = read_image([tmp_path / "scan.nii"])
+    write_scaled(
+        tmp_path / "map.nii.gz", [(0, 5, np.full((1, 5, 4, 3), 255, np.uint8))], like, dtype=np.uint8, channels=1
+    )
+    found = nib.load(tmp_path / "map.nii.gz")
+    assert found.shape == (3, 4, 5)
+    assert found.header["descrip"] == b"scanner"
+    assert found.header["sform_code"] == nib.load(tmp_path / "scan.nii").header["sform_code"]
+    np.testing.assert_allclose(found.get_fdata(), 1, atol=1e-6)
+    np.testing.assert_array_equal(found.affine, scan.affine)
+
+
+def test_a_map_that_fails_leaves_nothing(tmp_path):
+    like = volume_from_array(np.zeros((3, 4, 5), np.float32), np.eye(4))
+
+    def broken():
+        yield 0, 1, np.zeros((1, 1, 4, 3), np.uint8)
+        raise InputError("stopped")
+
+    with pytest.raises(InputError, match="stopped"):
+        write_scaled(tmp_path / "map.nii.gz", broken(), like, dtype=np.uint8, channels=1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"map.npz: maps are written as .nii or .nii.gz"):
+        write_scaled(tmp_path / "map.npz", [], like, dtype=np.uint8, channels=1)

@@ -1,4 +1,4 @@
-"""Mirroring and ensembles: known answers, the run itself as its twin, and runs that do not fit together."""
+"""Mirroring, ensembles and maps: known answers, the run itself as its twin, and runs that do not fit together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vnet.core.errors import InputError
 from vnet.data.volumes import read_image
 from vnet.inference.ensemble import clean_components
 from vnet.inference.label_files import predict_files
+from vnet.inference.prediction import logit_slabs, probability_slabs, uncertainty_volume
 from vnet.inference.predictor import Predictor
 from vnet.inference.segment import segment, segment_together
 from vnet.inference.tiling import mirror_sets
@@ -330,3 +331,68 @@ def test_background_alone_stays() -> None:
     labels = np.zeros((3, 4, 5), np.uint8)
     clean_components(labels, 1.0, largest=True, min_mm3=5)
     assert not labels.any()
+
+
+# --- maps of probability and uncertainty against dense references ----------------------------------------------------
+
+
+MAP = (11, 6, 15)
+
+
+def coarse_logits(classes: int = 4) -> torch.Tensor:
+    return 2 * torch.randn(classes, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("values_at_once", [1, 4 * 6 * 15 * 4, 10**9])
+def test_slabs_are_what_interpolate_gives(values_at_once: int) -> None:
+    coarse = coarse_logits()
+    slabs = list(logit_slabs(coarse, MAP, (1, 1, 1), values_at_once=values_at_once))
+    assert [first for first, _, _ in slabs] == [0, *(last for _, last, _ in slabs[:-1])]
+    whole = torch.cat([part for _, _, part in slabs], dim=1)
+    torch.testing.assert_close(whole, F.interpolate(coarse[None], MAP, mode="trilinear")[0])
+
+
+def test_a_volume_may_fill_a_part_of_the_canvas() -> None:
+    """3 x 4 x 5 coarse voxels of stride 4: a volume of 11 x 16 x 14 in a canvas of 12 x 16 x 20."""
+    coarse = coarse_logits()
+    (_, _, part), *more = logit_slabs(coarse, (11, 16, 14), (11 / 12, 1, 14 / 20))
+    dense = F.interpolate(coarse[None], (12, 16, 20), mode="trilinear")[0, :, :11, :, :14]
+    assert not more
+    torch.testing.assert_close(part, dense, rtol=1e-4, atol=1e-5)
+
+
+def reference(coarse: torch.Tensor, index: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
+    """Dense logits (K, D, H, W) with a head's answers in their place."""
+    dense = F.interpolate(coarse[None], MAP, mode="trilinear")[0].clone()
+    dense.reshape(len(dense), -1)[:, torch.from_numpy(index)] = logits
+    return dense
+
+
+def test_uncertainty_is_the_second_share_of_the_two_best() -> None:
+    coarse, index = coarse_logits(), np.array([0, 7, 100, 989])
+    answers = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    best, second = reference(coarse, index, answers).topk(2, dim=0).values
+    share = torch.stack([best, second]).softmax(0)[1]
+    top = answers.topk(2, dim=0).values
+    got = uncertainty_volume(coarse, MAP, (1, 1, 1), index, (top[1] - top[0]).numpy())
+    assert got.dtype == np.uint8
+    assert np.abs(got - 510 * share.numpy()).max() <= 0.501
+
+
+def test_a_tie_is_255_and_a_sure_answer_0() -> None:
+    coarse = torch.zeros(2, 2, 2, 2)
+    coarse[1, 1] = 20
+    none = np.zeros(0)
+    got = uncertainty_volume(coarse, (2, 2, 2), (1, 1, 1), none.astype(int), none.astype(np.float32))
+    assert (got[0] == 255).all()
+    assert (got[1] == 0).all()
+
+
+@pytest.mark.parametrize("index", [[], [0, 7, 100, 500, 989]])
+def test_probabilities_are_the_softmax_of_dense_logits(index: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vnet.inference.prediction.VALUES_AT_ONCE", 4 * 6 * 15 * 4)
+    coarse, where = coarse_logits(), np.array(index, np.int64)
+    answers = torch.randn(4, len(index), generator=torch.Generator().manual_seed(2))
+    parts = [part for _, _, part in probability_slabs(coarse, MAP, (1, 1, 1), where, answers)]
+    whole = torch.from_numpy(np.concatenate(parts, axis=1))
+    torch.testing.assert_close(whole, reference(coarse, where, answers).softmax(0))

@@ -1,8 +1,9 @@
-"""Which files become which case, and which are named."""
+"""Files in, label files out: which files become which case, and names and colours of the structures."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from vnet.core.errors import InputError
+from vnet.data.colours import OKABE_ITO, as_seen, itksnap_labels, slicer_colour_table, structure_colours
 from vnet.data.dataset import open_dataset
 from vnet.data.volumes import read_image
 from vnet.inference.label_files import list_inputs
@@ -170,3 +172,50 @@ def test_what_is_trained_on_can_be_predicted(tmp_path: Path) -> None:
         dataset = open_dataset(root)
         assert dataset.faults == ()
         assert {case.name: case.images for case in dataset.cases} == list_inputs(root / "imagesTr", 2).cases
+
+
+# --- names and colours -----------------------------------------------------------------------------------------------
+
+NAMES = ("background", "left kidney", 'the "other" one', "vessel")
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 0.2), (7, 0.07), (25, 0.05), (118, 0.015)])
+def test_colours_differ_in_every_kind_of_sight(count: int, least: float) -> None:
+    """0.02 in Oklab is about the smallest difference that is seen."""
+    seen = as_seen(structure_colours(count))
+    apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1)
+    assert apart[:, ~np.eye(count, dtype=bool)].min() > least
+
+
+def test_a_label_has_one_colour_however_many_there_are() -> None:
+    many = structure_colours(1000)
+    assert many[: len(OKABE_ITO)] == OKABE_ITO == structure_colours(7)
+    assert structure_colours(3) == many[:3]
+    assert structure_colours(0) == ()
+    distinct = list(dict.fromkeys(many))
+    assert len(distinct) > 500
+    assert many[len(distinct) :] == many[: 1000 - len(distinct)]  # then they repeat
+
+
+def test_perceived_colours_are_those_of_a_library() -> None:
+    """White is (1, 0, 0) in Oklab, red (0.628, 0.225, 0.126) by its author's table; grey is grey in every sight."""
+    normal, *blind = as_seen([(255, 255, 255), (255, 0, 0), (119, 119, 119)])
+    np.testing.assert_allclose(normal[:2], [[1, 0, 0], [0.628, 0.225, 0.126]], atol=1e-3)
+    for sight in blind:
+        np.testing.assert_allclose(sight[[0, 2]], normal[[0, 2]], atol=1e-3)
+
+
+def test_slicer_table_and_itksnap_labels_name_each_value() -> None:
+    rows = [line.split() for line in slicer_colour_table(NAMES).splitlines() if not line.startswith("#")]
+    assert [(int(row[0]), row[1]) for row in rows] == [
+        (0, "background"),
+        (1, "left_kidney"),
+        (2, 'the_"other"_one'),
+        (3, "vessel"),
+    ]
+    assert [tuple(map(int, row[2:])) for row in rows[1:]] == [(*colour, 255) for colour in OKABE_ITO[:3]]
+    lines = [line for line in itksnap_labels(NAMES).splitlines() if not line.startswith("#")]
+    named = [re.fullmatch(r'\s*((?:\d+\s+){7})"(.*)"', line) for line in lines]
+    assert [row[2] for row in named if row] == ["Clear Label", "left kidney", "the 'other' one", "vessel"]
+    numbers = [list(map(int, row[1].split())) for row in named if row]
+    assert numbers == [[0] * 7, *([value, *OKABE_ITO[value - 1], 1, 1, 1] for value in (1, 2, 3))]
