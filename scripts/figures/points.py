@@ -12,11 +12,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from vnet.core.errors import InputError
+from vnet.data.colours import structure_colours
+from vnet.data.planes import SIDES, contour_picture, cut_slices, largest_slices
 from vnet.data.prepared import prepare_data
 from vnet.data.volumes import read_image, read_label
 from vnet.inference.predictor import Predictor
 from vnet.report.case_pictures import png
-from vnet.report.pictures import contour_picture, cut_slices, largest_slices
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DARK, LIGHT, ACCENT = "#1b3a57", "#d7e3ee", "#d1495b"
@@ -116,7 +117,6 @@ def speed() -> Any:
 
 
 INK, PAPER = "#e8e8e8", "#101014"
-STRUCTURES = ListedColormap(["#00000000", "#e69f00", "#56b4e9", "#f0e442", "#cc79a7"])
 
 
 def draw_head(run: Path, case: str | None, output: Path) -> list[Path]:
@@ -140,7 +140,8 @@ def draw_head(run: Path, case: str | None, output: Path) -> list[Path]:
     volume, truth = read_image(shown.images), read_label(shown.label).array
     prediction = predictor.predict(volume)
     versions = {"truth": truth, "unrefined": prediction.unrefined, "refined": prediction.labels}
-    outlines = contour_picture(cut_slices(volume.array[0], versions, volume.spacing_mm), height_px=400)
+    slices = cut_slices(volume.array[0], versions, volume.spacing_mm, predictor.structures)
+    outlines = contour_picture(slices, size_px=320)
     steps = step_figure(
         volume.array[0], truth, prediction.coarse.numpy(), prediction.extent, versions, prediction.index
     )
@@ -175,6 +176,8 @@ def step_figure(
     seen = [max(round(n * share), 1) for n, share in zip(blocks.shape, extent, strict=True)]
     coarse_cut = blocks[min(int((cut + 0.5) / truth.shape[0] * seen[0]), seen[0] - 1), : seen[1], : seen[2]]
     box = (0, truth.shape[2], 0, truth.shape[1])
+    colours = [tuple(part / 255 for part in colour) for colour in structure_colours(len(coarse) - 1)]
+    shades = ListedColormap([(0, 0, 0, 0), *colours])
     layers = [
         ("1  the image", None),
         ("2  the network's coarse labels", coarse_cut),
@@ -185,11 +188,13 @@ def step_figure(
     for panel, (title, labels) in zip(panels, layers, strict=True):
         panel.imshow(image[cut], cmap="gray", vmin=low, vmax=high, origin="lower", extent=box)
         if labels is not None:
-            panel.imshow(
-                labels, cmap=STRUCTURES, vmin=0, vmax=4, alpha=0.62, origin="lower", extent=box, interpolation="nearest"
-            )
+            look = {"cmap": shades, "vmin": 0, "vmax": len(coarse) - 1, "alpha": 0.62, "interpolation": "nearest"}
+            panel.imshow(labels, origin="lower", extent=box, **look)
         panel.set_title(title, color=INK, fontsize=10)
         panel.set_axis_off()
+        panel.invert_xaxis()  # radiological: the patient's right on the left
+    for side, place, align in ((SIDES[0][0], 0.02, "left"), (SIDES[0][1], 0.98, "right")):
+        panels[0].text(place, 0.5, side, color=INK, transform=panels[0].transAxes, ha=align, va="center")
     rows, columns = np.nonzero(asked.reshape(truth.shape)[cut])
     panels[2].scatter(columns + 0.5, rows + 0.5, s=4, c="white", linewidths=0)
     return figure

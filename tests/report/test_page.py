@@ -71,8 +71,8 @@ def test_tables_name_their_rows_and_columns_and_scroll_by_keyboard(page):
 def test_pictures_say_what_is_seen(page):
     (seen,) = re.findall(r'<img alt="([^"]*)"', page)
     assert seen == (
-        "Three planes of case case, the worst of pointrend_s2 fold 0 seed 0: the image with outlines of the truth and"
-        " of the prediction"
+        "Three planes of case case, the worst of pointrend_s2 fold 0 seed 0: the image, tinted where the"
+        " truth is, with outlines of the prediction"
     )
 
 

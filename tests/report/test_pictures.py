@@ -13,24 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vnet.data.colours import structure_colours
 from vnet.data.dataset import Dataset
+from vnet.data.planes import contour_picture, cut_slices, displayed, largest_slices, outline
 from vnet.report.case_pictures import CasePicture, pick_extremes, png, write_pictures
-from vnet.report.pictures import (
-    CONTOURS,
-    DOT,
-    contour_picture,
-    cut_slices,
-    largest_slices,
-    outline,
-    points_picture,
-    uncertainty_picture,
-)
+from vnet.report.pictures import ASKED, DRAWN, points_picture, uncertainty_picture
 
 SHAPE, SPACING = (6, 8, 10), (3.0, 1.0, 2.0)
-HEIGHT, TOP, GAP = 240, 24, 8  # of a panel, and what lies above and beside it in a picture without a title
+HEIGHT, GAP = 240, 8  # of a panel, and what lies beside it
+TOP = round(1.5 * (HEIGHT // 18))  # what is written above it in a picture without a title
 # across and up, in mm: axial x and y, coronal x and z, sagittal y and z; panels are at most 2.5 times as wide as high
 WIDTHS = (600, round(240 * 20 / 18), round(240 * 8 / 18))
 ENDS = ((20, 8), (20, 18), (8, 18))
+FIRST, SECOND = structure_colours(2)
 
 
 def volume(*box, value=1):
@@ -39,65 +34,84 @@ def volume(*box, value=1):
     return labels
 
 
-def pixels(picture, panel, x_mm, y_mm):
-    """The colours of the pixels around a place given in mm of a panel, as a set."""
+def pixels(picture, panel, x_mm, y_mm, row=0):
+    """The colours of the pixels around a place of a panel, in mm from the patient's left, back or foot, as a set."""
     left = GAP + sum(WIDTHS[:panel]) + GAP * panel
-    column = left + x_mm / ENDS[panel][0] * WIDTHS[panel]
-    row = TOP + HEIGHT - y_mm / ENDS[panel][1] * HEIGHT
-    near = picture[round(row) - 3 : round(row) + 3, round(column) - 3 : round(column) + 3]
+    column = left + WIDTHS[panel] - x_mm / ENDS[panel][0] * WIDTHS[panel]
+    line = TOP + HEIGHT - y_mm / ENDS[panel][1] * HEIGHT + row * (HEIGHT + TOP)
+    near = picture[round(line) - 3 : round(line) + 3, round(column) - 3 : round(column) + 3]
     return {tuple(map(int, colour)) for colour in near.reshape(-1, 3)}
 
 
 def picture_of(labels, image=None, **kwargs):
     image = np.zeros(SHAPE, np.float32) if image is None else image
-    return contour_picture(cut_slices(image, labels, SPACING, **kwargs), height_px=HEIGHT)
+    return contour_picture(cut_slices(image, labels, SPACING, **kwargs), size_px=HEIGHT)
 
 
-def test_contours_run_between_inside_and_outside():
+def test_outlines_run_along_the_inside_of_a_structure():
     truth, shorter = volume((1, 5), (2, 6), (3, 8)), volume((1, 5), (2, 6), (3, 6))
-    picture = picture_of({"truth": truth, "unrefined": shorter})
-    yellow, orange = CONTOURS["truth"], CONTOURS["unrefined"]
-    # axial: across x (2 mm), up y (1 mm); the truth ends at x = 8 voxels, the other at 6
-    assert yellow in pixels(picture, 0, 16.0, 4.0)
-    assert orange not in pixels(picture, 0, 16.0, 4.0)
-    assert orange in pixels(picture, 0, 12.0, 4.0)
-    assert pixels(picture, 0, 14.0, 4.0) == {(0, 0, 0)}
+    picture = picture_of({"truth": truth, "prediction": shorter})
+    tint = tuple(int(0.45 * part) for part in FIRST)
+    # axial: x to the left (2 mm), up y (1 mm); the truth ends at x = 8 voxels, the other at 6
+    assert pixels(picture, 0, 15.7, 4.0) == {tint}
+    assert pixels(picture, 0, 16.3, 4.0) == {(0, 0, 0)}
+    assert FIRST in pixels(picture, 0, 11.9, 4.0)
+    assert pixels(picture, 0, 14.0, 4.0) == {tint}
     # coronal: up z (3 mm): both end at 1 and 5
-    assert yellow in pixels(picture, 1, 14.0, 15.0)
-    assert yellow not in pixels(picture, 1, 14.0, 12.0)
-    # sagittal: across y
-    assert orange in pixels(picture, 2, 2.0, 9.0)
+    assert pixels(picture, 1, 14.0, 14.7) == {tint}
+    assert FIRST in pixels(picture, 1, 8.0, 14.9)
+    # sagittal: the front is on the left
+    assert FIRST in pixels(picture, 2, 5.9, 9.0)
 
 
-def test_all_three_outlines_are_seen_where_they_agree():
-    labels = volume((1, 5), (2, 6), (3, 8))
-    picture = picture_of(dict.fromkeys(CONTOURS, labels))
-    left = GAP + round(WIDTHS[0] * 0.8)
-    edge = picture[TOP + 70 : TOP + 170, left - 3 : left + 3].reshape(-1, 3)
-    assert set(CONTOURS.values()) <= {tuple(map(int, colour)) for colour in edge}
+def test_unrefined_and_refined_labels_have_a_row_each():
+    truth, shorter = volume((1, 5), (2, 6), (3, 8)), volume((1, 5), (2, 6), (3, 6))
+    picture = picture_of({"truth": truth, "unrefined": shorter, "refined": truth})
+    assert FIRST not in pixels(picture, 0, 15.9, 4.0)
+    assert FIRST in pixels(picture, 0, 15.9, 4.0, row=1)
+    upright = contour_picture(cut_slices(np.zeros(SHAPE), {"truth": truth, "refined": truth}, SPACING), upright=True)
+    assert upright.shape[0] > 2 * upright.shape[1]
 
 
-def test_each_structure_has_its_outline_and_the_border_closes_it():
+def test_each_structure_has_its_colour_and_the_border_closes_it():
     labels = volume((0, 6), (0, 4), (0, 10)) + volume((0, 6), (4, 8), (0, 10), value=2)
     picture = picture_of({"truth": labels})
-    assert CONTOURS["truth"] in pixels(picture, 0, 10.0, 4.0)
-    assert CONTOURS["truth"] in pixels(picture, 0, 19.95, 6.0)
+    assert {FIRST, SECOND} <= pixels(picture, 0, 10.0, 4.0)
+    assert SECOND in pixels(picture, 0, 19.95, 6.0)
     assert picture.shape[1] == sum(WIDTHS) + 4 * GAP
 
 
-def test_an_outline_is_both_sides_of_a_border():
-    plane = np.array([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    expected = np.array([[0, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0]], bool)
+def test_the_legend_names_the_structures_that_are_seen():
+    labels = volume((0, 6), (0, 4), (0, 10), value=2)
+    named = contour_picture(cut_slices(np.zeros(SHAPE), {"truth": labels}, SPACING, ("background", "organ", "vessel")))
+    legend = {tuple(map(int, colour)) for colour in named[-30:].reshape(-1, 3)}
+    assert SECOND in legend
+    assert FIRST not in legend
+
+
+def test_a_value_that_is_no_structure_is_not_drawn():
+    labels = volume((0, 6), (0, 4), (0, 10)) + volume((0, 6), (4, 8), (0, 10), value=255)
+    slices = cut_slices(np.zeros(SHAPE), {"truth": labels}, SPACING, ("background", "organ"))
+    assert set(np.unique(slices.labels["truth"][1])) <= {0, 1}
+
+
+def test_an_outline_lies_inside_and_closes_at_the_end_of_a_plane():
+    plane = np.array([[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]])
+    expected = np.array([[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 0, 1], [0, 1, 1, 1]], bool)
     np.testing.assert_array_equal(outline(plane), expected)
-    assert outline(plane, wide=True).sum() > expected.sum()
+    np.testing.assert_array_equal(outline(plane, 2), plane > 0)
 
 
-def test_voxels_keep_their_grey_and_rows_go_up():
+def test_voxels_keep_their_grey_and_the_patients_right_and_front_come_first():
     image = np.zeros(SHAPE, np.float32)
     image[:, 4:] = 1.0  # the front half
     picture = picture_of({"truth": np.zeros(SHAPE, int)}, image=image)
     assert pixels(picture, 0, 10.0, 7.0) == {(255, 255, 255)}
     assert pixels(picture, 0, 10.0, 1.0) == {(0, 0, 0)}
+    plane = np.arange(12).reshape(3, 4)  # y to the front, x to the right of the patient
+    shown = displayed(plane, (1, 1, 1), axis=0, size_px=3)
+    np.testing.assert_array_equal(shown, [[11, 10, 9, 8], [7, 6, 5, 4], [3, 2, 1, 0]])
+    assert displayed(plane, (1, 1, 2), axis=0, size_px=8, upright=True).shape == (3, 8)
 
 
 def test_the_planes_cut_where_the_structure_is_largest():
@@ -114,17 +128,23 @@ def test_a_long_axis_is_cut_to_the_structures():
     assert slices.labels["truth"][0].sum() == 10 * 20
 
 
+UPRIGHT_TOP = 30  # below the first caption, at 360 pixels across
+
+
+def axial_panel(picture):
+    """The first panel of an upright picture: 360 pixels across, 8 mm up of 20 mm across."""
+    return picture[UPRIGHT_TOP : UPRIGHT_TOP + 144, GAP : GAP + 360]
+
+
 def test_points_lie_on_their_voxels():
     uncertainty = np.full(SHAPE, -6.0, np.float32)
     uncertainty[2, 3, 4] = 0.0
     points = (np.array([[2, 5, 4]]) + 0.5) / SHAPE
-    picture = uncertainty_picture(uncertainty, points, SPACING)[:, :, :]
-    scale = 264 / HEIGHT
-    panel = picture[TOP : TOP + 264, GAP : GAP + round(WIDTHS[0] * scale)]
-    rows, columns = np.nonzero((panel == DOT).all(-1))
-    assert 1 - rows.mean() / 264 == pytest.approx(5.5 / 8, abs=0.02)
-    assert columns.mean() / panel.shape[1] == pytest.approx(4.5 / 10, abs=0.02)
-    bright = panel[264 - round(3.5 / 8 * 264), round(0.45 * panel.shape[1])]
+    panel = axial_panel(uncertainty_picture(uncertainty, points, SPACING))
+    rows, columns = np.nonzero((panel == ASKED).all(-1))
+    assert 1 - rows.mean() / 144 == pytest.approx(5.5 / 8, abs=0.02)
+    assert 1 - columns.mean() / 360 == pytest.approx(4.5 / 10, abs=0.02)
+    bright = panel[144 - round(3.5 / 8 * 144), round(0.55 * 360)]
     assert bright.min() > 0.7 * 255  # the tie is the bright end of the scale
     assert panel[5, 5].max() < 0.1 * 255
 
@@ -132,15 +152,13 @@ def test_points_lie_on_their_voxels():
 def test_training_points_are_drawn_over_the_outline_of_the_truth():
     truth = volume((1, 5), (2, 6), (3, 8))
     points = (np.array([[2, 0, 1], [4, 3, 4]]) + 0.5) / SHAPE
-    picture = points_picture(np.zeros(SHAPE, np.float32), truth, points, SPACING)
-    panel = picture[TOP : TOP + 264, GAP : GAP + 660]
-    colours = {tuple(map(int, colour)) for colour in panel.reshape(-1, 3)}
-    # the planes cut at z = 1, y = 2, x = 3, where neither point lies
-    assert CONTOURS["truth"] in colours
-    assert DOT not in colours
+    panel = axial_panel(points_picture(np.zeros(SHAPE, np.float32), truth, points, SPACING))
+    # the planes cut at z = 1, y = 2, x = 3, where neither point lies; the letters of the sides are never white
+    assert (panel == FIRST).all(-1).any()
+    assert not (panel == DRAWN).all(-1).any()
     points = (np.array([[1, 0, 1]]) + 0.5) / SHAPE
-    panel = points_picture(np.zeros(SHAPE, np.float32), truth, points, SPACING)[TOP : TOP + 264, GAP : GAP + 660]
-    assert (panel == DOT).all(-1).any()
+    panel = axial_panel(points_picture(np.zeros(SHAPE, np.float32), truth, points, SPACING))
+    assert (panel == DRAWN).all(-1).any()
 
 
 def test_no_points_and_an_empty_structure_still_draw():
@@ -151,8 +169,8 @@ def test_no_points_and_an_empty_structure_still_draw():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"labels must be named among .*, got \['guess'\]"):
-        cut_slices(np.zeros(SHAPE), {"guess": volume()}, SPACING)
+    with pytest.raises(ValueError, match="labels must hold at least one label volume, got none"):
+        cut_slices(np.zeros(SHAPE), {}, SPACING)
     with pytest.raises(ValueError, match=r"truth must have the shape of the image \(6, 8, 10\), got \(2, 2, 2\)"):
         cut_slices(np.zeros(SHAPE), {"truth": np.zeros((2, 2, 2), int)}, SPACING)
     with pytest.raises(ValueError, match=r"points must be \(N, 3\), got \(4, 2\)"):

@@ -13,11 +13,12 @@ from PIL import Image
 
 from vnet.core.files import write_bytes, write_text
 from vnet.data.dataset import Dataset
+from vnet.data.planes import TRUTH, Picture, Slices, contour_picture, cut_slices
 from vnet.evaluation.scores import PredictedCase
-from vnet.report.pictures import Picture, Slices, contour_picture, cut_slices
 
 RANKS = ("worst", "median", "best")
 KEPT_PX = 264  # height of a plane in the pictures beside the tables, so that each stays below 100 kB
+COLOURS = 128  # of a file: greys, tints and lines
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,26 @@ class CasePicture:
     dice: float
     slices: Slices
 
-    def draw(self, title: str, height_px: int) -> Picture:
-        return contour_picture(self.slices, f"{title}: {self.name}, Dice {self.dice:.3f}", height_px)
+    def draw(self, title: str, size_px: int, *, upright: bool = False) -> Picture:
+        """Arguments as of `vnet.data.planes.contour_picture`."""
+        whole = f"{title}: {self.name}, Dice {self.dice:.3f}"
+        return contour_picture(self.slices, whole, size_px, upright=upright)
 
 
-def case_picture(predicted: PredictedCase, dice: float) -> CasePicture:
-    """The planes of a case through its structures: first channel, truth, unrefined and (with a head) refined labels.
+def case_picture(predicted: PredictedCase, dice: float, structures: Sequence[str]) -> CasePicture:
+    """The planes of a case through its structures: first channel, truth, and labels: with a head also unrefined ones.
 
     Args:
         dice: mean over the case's structures, for the title.
+        structures: names, the first is the background.
     """
-    versions = {"truth": predicted.truth, "unrefined": predicted.prediction.unrefined}
-    if predicted.prediction.refined:
-        versions["refined"] = predicted.prediction.labels
-    volume = predicted.volume
-    return CasePicture(predicted.case.name, dice, cut_slices(volume.array[0], versions, volume.spacing_mm))
+    prediction, volume = predicted.prediction, predicted.volume
+    if prediction.refined:
+        versions = {"unrefined": prediction.unrefined, "refined": prediction.labels}
+    else:
+        versions = {"prediction": prediction.labels}
+    slices = cut_slices(volume.array[0], {TRUTH: predicted.truth} | versions, volume.spacing_mm, structures)
+    return CasePicture(predicted.case.name, dice, slices)
 
 
 def pick_extremes(cases: Sequence[CasePicture]) -> dict[str, CasePicture]:
@@ -90,7 +96,7 @@ def source_note(name: str, source: Mapping[str, str]) -> str:
 
 
 def png(picture: Picture) -> bytes:
-    """PNG of 64 colours: planes of grey and a few lines lose nothing that the eye would miss."""
+    """PNG of `COLOURS`: planes of grey, tints and lines lose nothing that the eye would miss."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).quantize(64).save(file, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(picture)).quantize(COLOURS).save(file, "PNG", optimize=True)
     return file.getvalue()

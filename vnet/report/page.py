@@ -202,8 +202,8 @@ def _pictures(study: Study) -> list[tuple[Path, RunRecord]]:
 def _case_html(path: Path, run: RunRecord) -> str:
     rank, _, case = path.stem.partition("_")
     seen = (
-        f"Three planes of case {case}, the {rank} of {run.name}: the image with outlines of the truth and of the"
-        " prediction"
+        f"Three planes of case {case}, the {rank} of {run.name}: the image, tinted where the truth is, with outlines of"
+        " the prediction"
     )
     return picture_html(path, seen, f"{rank} {case}, {run.name}")
 

@@ -9,12 +9,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
+from vnet.data.planes import PANEL_PX, Picture
 from vnet.evaluation.metrics import Row
 from vnet.evaluation.refinement import ALL, COUNTS, DISTANCE_EDGES_MM, Density, point_density
 from vnet.evaluation.scores import CaseScores, PredictedCase, mean_dice
 from vnet.report.case_pictures import CasePicture, pick_extremes
 from vnet.report.meshes import error_colours, error_mesh, upright
-from vnet.report.pictures import PANEL_PX, Picture, points_picture, uncertainty_picture
+from vnet.report.pictures import points_picture, uncertainty_picture
 from vnet.report.tensorboard import MEAN, NEAR, SURFACE_LIMIT_VOX, Board
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def log_cases(board: Board, step: int, pictures: Sequence[CasePicture]) -> None:
     """Write the worst, the median and the best case of this validation, and the first case of all."""
     named = {f"cases/{i} {rank}": (rank, case) for i, (rank, case) in enumerate(pick_extremes(pictures).items(), 1)}
     named |= {"cases/4 the same each time": ("first", pictures[0])}
-    board.pictures(step, {name: case.draw(f"step {step}, {rank}", PANEL_PX) for name, (rank, case) in named.items()})
+    # upright: TensorBoard shows a picture about 350 pixels wide until it is clicked
+    drawn = {name: case.draw(f"step {step}, {rank}", PANEL_PX, upright=True) for name, (rank, case) in named.items()}
+    board.pictures(step, drawn)
 
 
 def log_refinement(board: Board, step: int, scores: Sequence[CaseScores], structures: Sequence[str], arm: str) -> None:

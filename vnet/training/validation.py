@@ -186,7 +186,7 @@ def validate(
     pictures: dict[str, CasePicture] = {}
 
     def cut_and_use(predicted: PredictedCase, scores: CaseScores) -> None:
-        pictures[scores.case] = case_picture(predicted, scores.mean_dice)
+        pictures[scores.case] = case_picture(predicted, scores.mean_dice, prepared.dataset.structures)
         use(predicted, scores)
 
     model.eval()
