@@ -215,6 +215,7 @@ FROZEN = {
     "seed": 0,
     "data.fold": 0,
     "data.spacing_mm": None,
+    "data.groups": None,
     "data.phantoms": 0,
     "data.phantom_kind": "organs",
     "network.width": 16,
@@ -227,8 +228,10 @@ FROZEN = {
     "network.dropout": 0.0,
     "network.output_stride": 1,
     "network.stem": "full",
+    "network.thin_stage": 0,
     "points.refine": True,
     "points.num_points": 2048,
+    "points.logits": "head",
     "points.oversample_ratio": 10.0,
     "points.importance_ratio": 1.0,
     "points.quotas": None,
@@ -254,6 +257,8 @@ FROZEN = {
     "training.validate_every": 250,
     "training.checkpoint_every": 100,
     "training.max_bad_steps": 10,
+    "training.augment": True,
+    "training.top_k_share": 1.0,
     "training.init_from": None,
     "training.point_weight": 1.0,
     "training.point_dice_weight": 0.0,
@@ -278,7 +283,9 @@ def test_every_key_has_a_frozen_hash_default() -> None:
 def test_the_hash_names_what_is_computed_and_not_where() -> None:
     base = load_config(["--data.root", "a"])
     same = ["--data.root b --data.cache c", "--run_root elsewhere", "--threads 1", "--study.keep true"]
-    other = ["--seed 1", "--data.fold 1", "--training.steps 5", "--points.refine_fraction 0.1", "--arm coarse_s2"]
+    other = ["--data.groups g.csv", "--points.logits network", "--training.augment false", "--training.top_k_share 0.1"]
+    other += ["--network.output_stride 4 --network.thin_stage 4", "--network.output_stride 4"]
+    other += ["--seed 1", "--data.fold 1", "--training.steps 5", "--points.refine_fraction 0.1", "--arm coarse_s2"]
     assert all(load_config(["--data.root", "a", *w.split()]).hash("d") == base.hash("d") for w in same)
     hashes = {load_config(["--data.root", "a", *w.split()]).hash("d") for w in other}
     assert len(hashes | {base.hash("d"), base.hash("other data")}) == len(other) + 2

@@ -54,7 +54,10 @@ class StudyFigures:
         """`fold, seed, case, difference` of Dice, averaged over structures."""
         means = self.cases.groupby(["side", *KEYS])["dice"].mean()
         first, second = (means[side] for side in comparison.split(" - "))
-        return (first - second).rename("difference").dropna().reset_index()
+        table = (first - second).rename("difference").dropna().reset_index()
+        if "subject" not in self.cases:
+            return table
+        return table.assign(subject=table["case"].map(self.cases.groupby("case")["subject"].first()))
 
     def third_by_volume(self, comparison: str, third: int) -> float:
         """Mean difference in one third of the cases of each structure by true volume; 0 is the smallest third."""

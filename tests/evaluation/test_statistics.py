@@ -18,6 +18,7 @@ from vnet.evaluation.statistics import (
     Paired,
     bootstrap_interval,
     holm,
+    noninferiority,
     rank_biserial,
     summarise,
     t_interval,
@@ -194,6 +195,56 @@ def test_the_same_seed_gives_the_same_interval():
     assert summarise(rows, seed=1).low != summarise(rows).low
 
 
+def by_subject(rows: pd.DataFrame, subjects: list[str]) -> pd.DataFrame:
+    return rows.assign(subject=rows["case"].map(dict(zip(sorted(set(rows["case"])), subjects, strict=True))))
+
+
+def test_cases_of_a_subject_count_as_one_in_interval_and_test():
+    """Each difference twice, as two cases of one subject: what the single cases show, and no more."""
+    values = np.random.default_rng(4).normal(0.3, size=9)
+    single = summarise(frame(values))
+    doubled = frame(np.repeat(values, 2))
+    names = [f"s{i // 2}" for i in range(18)]
+    doubled["subject"] = names
+    found = summarise(doubled)
+    assert (found.low, found.high) == pytest.approx((single.low, single.high))
+    assert (found.mean, found.p, found.effect) == pytest.approx((single.mean, single.p, single.effect))
+    assert (found.cases, found.subjects, single.subjects) == (18, 9, 9)
+    # taken for 18 independent cases they would seem more certain
+    loose = summarise(doubled.drop(columns="subject"))
+    assert np.ptp([loose.low, loose.high]) < 0.8 * np.ptp([found.low, found.high])
+    assert loose.p < found.p
+
+
+def test_a_subject_for_each_case_changes_nothing():
+    rows = frame(np.random.default_rng(1).normal(size=12))
+    found = summarise(rows.assign(subject=[f"s{i}" for i in range(12)]))
+    # subjects sort as s0, s1, s10, ...: other cases meet the same draws
+    assert found.p == summarise(rows).p
+    assert summarise(rows.assign(subject=rows["case"])) == summarise(rows)
+
+
+def test_subjects_of_two_cases_weigh_twice_in_the_mean_and_once_in_the_test():
+    rows = frame([0.3, 0.1, -0.2])
+    rows["subject"] = ["a", "a", "b"]
+    found = summarise(rows)
+    assert found.mean == pytest.approx(0.2 / 3)  # over cases
+    assert found.p == pytest.approx(1.0)  # +0.2 of a and -0.2 of b: ranks alike
+    assert (found.better, found.worse) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    # only a, both, or only b can be drawn: .2, .2 / 3 or -.2
+    assert -0.2 - 1e-9 <= found.low <= found.high <= 0.2 + 1e-9
+
+
+def test_the_interval_over_subjects_covers_the_truth_as_often_as_it_says():
+    rng, hits = np.random.default_rng(8), 0
+    subjects = np.repeat(np.arange(25), 2)
+    for trial in range(200):
+        values = 0.3 + rng.normal(size=25)[subjects] + 0.3 * rng.normal(size=50)
+        low, high = bootstrap_interval(values[None], subjects, resamples=400, seed=trial)
+        hits += low <= 0.3 <= high
+    assert 0.90 <= hits / 200 <= 0.995
+
+
 def test_one_case_has_no_interval():
     assert math.isnan(summarise(frame([0.5])).low)
 
@@ -210,7 +261,7 @@ def test_refusals():
 MARGIN = 0.002
 
 
-def paired(low, high, *, cases=20, over_trainings=None, resampled=True) -> Paired:
+def paired(low, high, *, cases=20, subjects=None, over_trainings=None, resampled=True) -> Paired:
     return Paired(
         mean=(low + high) / 2,
         low=low,
@@ -224,6 +275,7 @@ def paired(low, high, *, cases=20, over_trainings=None, resampled=True) -> Paire
         runs=6 if resampled else 1 if over_trainings is None else 3,
         runs_resampled=resampled,
         seed_spread=None,
+        subjects=cases if subjects is None else subjects,
     )
 
 
@@ -286,3 +338,29 @@ def test_equivalence_with_few_trainings():
     wider = within | {"over_trainings": (-0.0015, 0.0021)}
     assert verdict(paired(-0.001, 0.001, **wider), 1.0, MARGIN) == "equivalent in these trainings"
     assert verdict(paired(-0.001, 0.001, resampled=False), 1.0, MARGIN) == "equivalent in this training"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.0049, 0.02, "non-inferior"),
+        (0.001, 0.02, "non-inferior"),
+        (-0.005, 0.02, "not shown"),
+        (-0.02, -0.0051, "inferior"),
+        (-0.02, 0.02, "not shown"),
+    ],
+)
+def test_noninferiority_looks_at_the_lower_end_alone(low, high, expected):
+    assert noninferiority(paired(low, high), 0.005) == expected
+    assert noninferiority(paired(-high, -low), 0.005, higher_is_better=False) == expected
+
+
+def test_noninferiority_with_few_trainings():
+    few = {"resampled": False}
+    assert noninferiority(paired(-0.001, 0.02, **few), 0.005) == "non-inferior in this training"
+    wide = few | {"over_trainings": (-0.006, 0.02)}
+    assert noninferiority(paired(-0.001, 0.02, **wide), 0.005) == "non-inferior in these trainings"
+    narrow = few | {"over_trainings": (-0.004, 0.02)}
+    assert noninferiority(paired(-0.001, 0.02, **narrow), 0.005) == "non-inferior"
+    assert noninferiority(paired(-0.001, 0.02, cases=8, subjects=5), 0.005) == "not shown"
+    assert verdict(paired(0.001, 0.02, cases=8, subjects=5), 0.001) == "too few cases (8)"

@@ -149,6 +149,27 @@ def test_a_space_to_depth_stem_has_no_stage_at_full_resolution() -> None:
     assert thick(torch.randn(1, 1, 16, 32, 32)).logits.shape == (1, 3, 16, 16, 16)
 
 
+def test_a_thin_stage_adds_to_the_up_sampled_logits_at_full_resolution() -> None:
+    torch.manual_seed(0)
+    sizes = {"in_channels": 2, "output_stride": 4, "down": (1,) * 4, "up": (1,) * 3, "strides": [(2, 2, 2)] * 3}
+    network, image = small(**sizes, thin_stage=5), torch.randn(2, 2, 9, 13, 16)
+    assert (network.output_stride, network.decoder_stride) == ((1, 1, 1), (4, 4, 4))
+    output = network(image)
+    assert output.logits.shape == (2, 3, 9, 13, 16)
+    assert output.features["decoder"].shape[2:] == (3, 4, 4)
+    stage = network.thin_stage
+    assert stage is not None
+    with torch.no_grad():
+        for parameter in stage.correction.parameters():
+            parameter.zero_()
+    padded = torch.zeros(2, 2, 16, 16, 16)
+    padded[:, :, :9, :13] = image
+    coarse = small(**sizes)
+    coarse.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("thin_stage")})
+    expected = nn.functional.interpolate(coarse(padded).logits, (16, 16, 16), mode="trilinear")[:, :, :9, :13]
+    torch.testing.assert_close(network(image).logits, expected)
+
+
 def test_stems_are_refused() -> None:
     with pytest.raises(ValueError, match="stem must be full or space_to_depth, got none"):
         small(stem="none")

@@ -125,3 +125,30 @@ def test_markdown_shows_the_figures_of_the_page(study_folder, tmp_path):
         drawn = (tmp_path / name).read_text()
         assert drawn.startswith("<svg")
         assert "currentColor" not in drawn
+
+
+def test_a_margin_gives_a_column_of_noninferiority(tmp_path, make_run):
+    study = {"comparisons": ["pointrend_s2 - dense"], "equivalence_margin": 0.005, "equivalence_reason": "a test"}
+    for fold in range(6):
+        write_pair(make_run, tmp_path / "s", -0.004, study=study, fold=fold)
+        write_pair(make_run, tmp_path / "t", -0.006, study=study, fold=fold)
+        write_pair(make_run, tmp_path / "u", -0.006, study={"comparisons": study["comparisons"]}, fold=fold)
+    near, far, free = (build_report([tmp_path / name]) for name in "stu")
+    assert (dice(near).noninferior, dice(far).noninferior, dice(free).noninferior) == ("non-inferior", "inferior", "")
+    (table,) = near.difference_tables()
+    assert dict(zip(table.columns, table.rows[0], strict=True))["non-inferior"] == "yes"
+    assert "non-inferior" not in free.difference_tables()[0].columns
+    assert any("the 95 % interval lies above -0.005" in note for note in near.notes())
+
+
+def test_cases_of_one_subject_are_resampled_together(tmp_path, make_run):
+    study = {"comparisons": ["pointrend_s2 - dense"]}
+    for arm in PAIR:
+        make_run(tmp_path / "s", arm, study=study)
+        path = tmp_path / "s" / arm / "fold0_seed0" / "cases.csv"
+        table = pd.read_csv(path, dtype=str)
+        table.assign(subject=table["case"].str[-2:].astype(int) // 2).to_csv(path, index=False)
+    report = build_report([tmp_path / "s"])
+    assert (dice(report).summary.cases, dice(report).summary.subjects) == (12, 6)
+    (table,) = report.difference_tables()
+    assert dict(zip(table.columns, table.rows[0], strict=True))["cases"] == "12 of 6 subjects"

@@ -19,6 +19,7 @@ from vnet.core.errors import InputError, RunFault
 from vnet.data.prepared import prepare_data
 from vnet.data.volumes import read_image
 from vnet.evaluation import scores
+from vnet.evaluation.study_tables import read_study
 from vnet.inference.label_files import predict_files
 from vnet.inference.predictor import Predictor
 from vnet.model.checkpoints import read_checkpoint, start_from
@@ -73,6 +74,29 @@ def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
     assert [row["step"] for row in rows(folder / "metrics.csv")] == ["3", "6"]
     assert (folder / "pictures").is_dir()
     assert all(file.stat().st_size < 100_000 for file in (folder / "pictures").iterdir())
+
+
+def test_subjects_make_folds_and_stand_in_the_tables(tiny: list[str], own_phantoms: Path, tmp_path: Path) -> None:
+    """Six cases, two a subject: the old fold 0 validates on one case, the new one on both of its subject."""
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (own_phantoms / "labelsTr").glob("*.nii.gz"))
+    subjects = {name: f"subject {number // 2}" for number, name in enumerate(names)}
+    table = tmp_path / "subjects.csv"
+    table.write_text("case,subject\n" + "".join(f"{case},{subject}\n" for case, subject in subjects.items()))
+    folds = [{"train": names[1:], "val": names[:1]}, {"train": names[:3], "val": names[3:]}]
+    (own_phantoms / "splits.json").write_text(json.dumps({"folds": folds}))
+    words = [*tiny, "--data.root", str(own_phantoms), "--data.groups", str(table), "--training.steps", "1"]
+    config = load_config([*words, "--training.validate_every", "0"])
+    folder = train_run(config).folder
+    found = {row["case"]: row["subject"] for row in rows(folder / "cases.csv")}
+    assert found == {names[0]: "subject 0", names[1]: "subject 0"}
+    held = [fold["val"] for fold in json.loads((folder / "splits.json").read_text())["folds"]]
+    assert held == [names[:2], names[2:]]
+    assert read_study([folder]).subjects.to_dict() == found
+    # a table that now says something else does not slip into a run that has begun
+    (folder / "cases.csv").unlink()
+    table.write_text(table.read_text().replace(f"{names[1]},subject 0", f"{names[1]},subject 1"))
+    with pytest.raises(InputError, match=r"was begun with other folds; restore .*subjects.csv"):
+        train_run(config)
 
 
 def test_each_validation_is_logged_once(tiny: list[str]) -> None:

@@ -30,6 +30,9 @@ def test_every_arm_fold_and_seed_is_a_run(tiny: list[str]) -> None:
     assert len(runs) == 2 * 2 * 3
     assert len({config.run_folder for config in runs}) == len(runs)
     assert {config.arm for config in runs} == {"dense", "pointrend_s2"}
+    # a study that is stopped holds every arm on every fold of its first seeds
+    order = [(config.seed, config.data.fold, config.arm) for config in runs]
+    assert order == [(s, f, arm) for s in (0, 1, 2) for f in (0, 2) for arm in ("dense", "pointrend_s2")]
 
 
 def test_a_bad_arm_is_named_before_the_first_run(tiny: list[str], tmp_path: Path) -> None:

@@ -34,6 +34,12 @@ def config_file(name: str) -> Path:
     return shipped if name == Path(name).name and shipped.is_file() and not Path(name).is_file() else Path(name)
 
 
+def groups_file(name: str) -> Path:
+    """The file that `data.groups: NAME` means: the path NAME, or the table of that name beside the configs."""
+    shipped = config_folder() / name
+    return shipped if name == Path(name).name and shipped.is_file() and not Path(name).is_file() else Path(name)
+
+
 PACKAGES = ("torch", "monai", "lightning-fabric", "numpy", "numba", "nibabel")
 
 
@@ -58,11 +64,11 @@ def portable_command(words: Sequence[str]) -> str:
     rest = list(words)
     while rest:
         option, equals, value = rest.pop(0).partition("=")
-        if option in ("--data.root", "--data.cache", "--run_root", "--study.results_root", "--config"):
+        if option in ("--data.root", "--data.cache", "--run_root", "--study.results_root", "--config", "--data.groups"):
             value = value if equals else rest.pop(0) if rest else ""
             if option == "--data.root":
                 pairs += [option, f"DATA/{Path(value).name}"]
-            elif option == "--config":
+            elif option in ("--config", "--data.groups"):
                 pairs += [option, Path(value).name if Path(value).is_absolute() else value]
         else:
             pairs.append(option + equals + value)

@@ -133,6 +133,8 @@ def study_config(common: Config) -> dict[str, Any]:
     for key in ("fold", "cache"):
         del nested["data"][key]
     nested["data"]["root"] = f"DATA/{Path(common.data.root).name}"
+    if common.data.groups:
+        nested["data"]["groups"] = Path(common.data.groups).name
     del nested["study"]["results_root"]
     return nested
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vnet.core.config import Config
+from vnet.core.environment import groups_file
 from vnet.core.errors import InputError
 from vnet.data.checks import CheckResult, check_dataset, examine
 from vnet.data.dataset import Case, Dataset, Fingerprint, open_dataset, unchanged
 from vnet.data.dataset_report import find_warnings
-from vnet.data.folds import Fold, select_fold
+from vnet.data.folds import Fold, read_groups, select_fold
 from vnet.data.header_affine import print_findings
 from vnet.data.phantoms import SheetKind, write_phantoms
 from vnet.data.preprocessing import Preprocessing, grid_faults, plan_preprocessing
@@ -28,6 +29,7 @@ class PreparedData:
         preprocessing: planned on the training cases of the fold.
         fingerprints: case name -> size and time of its files when they were checked.
         image_hashes: case name -> content hash of its image, by which a copy of a case is known again.
+        groups: case name -> subject, of `data.groups`; empty without.
     """
 
     dataset: Dataset
@@ -36,6 +38,7 @@ class PreparedData:
     preprocessing: Preprocessing
     fingerprints: Mapping[str, Fingerprint]
     image_hashes: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def unchanged_cases(self, names: tuple[str, ...]) -> Iterator[Case]:
         """Yield the named cases; raises `RunFault` at a case whose files changed since they were checked."""
@@ -83,10 +86,11 @@ def prepare_data(config: Config, *, progress: bool = True) -> PreparedData:
         InputError: every fault of the data set at once; a fold that does not exist or is empty.
     """
     dataset, checked = open_checked_dataset(config, progress=progress)
-    fold = select_fold(dataset, config.data.fold)
+    groups = read_groups(groups_file(config.data.groups)) if config.data.groups else {}
+    fold = select_fold(dataset, config.data.fold, groups)
     preprocessing = plan_preprocessing(dataset, checked, config.data.spacing_mm, cases=fold.train)
     used = {name: checked.facts[name] for name in (*fold.train, *fold.val)}
     if faults := grid_faults(dataset, used, preprocessing):
         raise InputError(faults)
     hashes = {name: fact.image_hash for name, fact in checked.facts.items()}
-    return PreparedData(dataset, checked.content_hash, fold, preprocessing, checked.fingerprints, hashes)
+    return PreparedData(dataset, checked.content_hash, fold, preprocessing, checked.fingerprints, hashes, groups)

@@ -21,7 +21,7 @@ import pandas as pd
 
 from vnet.core.errors import InputError
 from vnet.evaluation.metrics import HIGHER_IS_BETTER
-from vnet.evaluation.statistics import Paired, SeedSpread, holm, summarise, verdict
+from vnet.evaluation.statistics import Paired, SeedSpread, holm, noninferiority, summarise, verdict
 from vnet.evaluation.study_tables import KEYS, UNREFINED, Study
 
 MEAN = "mean"  # of the foreground structures of a case
@@ -154,6 +154,7 @@ class Difference:
         absent: pairs left out, as the structure is absent in the truth and on both sides.
         invented: pairs in which one side's blank counts as perfect, as the other side invents the structure.
         unpaired: cases and trainings that one side alone scored.
+        noninferior: of a Dice and a margin, what `statistics.noninferiority` says; empty else.
     """
 
     comparison: str
@@ -169,6 +170,7 @@ class Difference:
     absent: int
     invented: int
     unpaired: tuple[str, ...] = ()
+    noninferior: str = ""
 
     @property
     def confirmatory(self) -> bool:
@@ -279,7 +281,7 @@ def _difference(study: Study, comparison: str, structure: str, metric: str) -> D
     """A difference without its verdict."""
     pairs = structure_pairs(study, comparison, structure, metric)
     table, found = case_means(pairs.scores), case_means(pairs.scores[~pairs.missed])
-    summary = None if table.empty else summarise(table, higher_is_better=HIGHER_IS_BETTER[metric])
+    summary = None if table.empty else summarise(study.with_subjects(table), higher_is_better=HIGHER_IS_BETTER[metric])
     by_case = table.groupby("case")[["first", "second"]].mean()
     return Difference(
         comparison=comparison,
@@ -303,13 +305,15 @@ def _judged(difference: Difference, p_holm: dict[str, float], margin: float | No
     if d.summary is None:
         return d
     corrected = p_holm.get(d.comparison)
+    of_dice = margin if d.metric == "dice" else None  # the margin is one of Dice
     said = verdict(
         d.summary,
         d.summary.p if corrected is None else corrected,
-        margin if d.metric == "dice" else None,  # the margin is one of Dice
+        of_dice,
         higher_is_better=HIGHER_IS_BETTER[d.metric],
     )
-    return replace(d, p_holm=corrected, verdict=said)
+    noninferior = "" if of_dice is None else noninferiority(d.summary, of_dice)
+    return replace(d, p_holm=corrected, verdict=said, noninferior=noninferior)
 
 
 @dataclass(frozen=True)
@@ -332,5 +336,5 @@ def seed_nulls(study: Study) -> list[Null]:
         for first, second in itertools.combinations(seeds, 2):
             table = case_means(pair_rows(of_seed[first], of_seed[second], "dice").scores)
             if not table.empty:
-                nulls.append(Null(arm, first, second, summarise(table)))
+                nulls.append(Null(arm, first, second, summarise(study.with_subjects(table))))
     return nulls

@@ -119,11 +119,18 @@ class Scores:
             }
         return means
 
-    def case_rows(self, config: Config) -> list[Row]:
-        """Rows of cases.csv: a row a case, version and structure."""
+    def case_rows(self, config: Config, subjects: Mapping[str, str] | None = None) -> list[Row]:
+        """Rows of cases.csv: a row a case, version and structure.
+
+        Args:
+            subjects: case name -> subject, a further column; None or empty for no such column.
+        """
         run = {"arm": config.arm, "fold": config.data.fold, "seed": config.seed}
         return [
-            run | {"case": one.case, "structure": row["structure"], "refined": refined} | row
+            run
+            | {"case": one.case, "structure": row["structure"], "refined": refined}
+            | row
+            | ({"subject": subjects[one.case]} if subjects else {})
             for one in self.cases
             for refined, rows in one.metrics.items()
             for row in rows

@@ -1,7 +1,8 @@
 """Paired statistics of two arms: how large the difference is, how sure, and the verdict it allows.
 
 The unit is the case. A case that several trainings scored (seeds; folds, on another data set) counts once, with the
-mean of its differences. A *training* is a (fold, seed) that both arms have.
+mean of its differences. A *training* is a (fold, seed) that both arms have. Where a subject has several cases
+(`data.groups`), bootstrap and test take the subject for the unit; the mean stays that over cases.
 
 A verdict says what the intervals and the test of a comparison allow.
 
@@ -10,6 +11,8 @@ A verdict says what the intervals and the test of a comparison allow.
 - With fewer trainings than a bootstrap can resample, the t interval over trainings must agree; otherwise the verdict
   speaks of the trainings made: `better in these trainings`, and of a single one `better in this training`.
 - Else the verdict is `no difference shown` or `too few cases (n)`.
+
+`noninferiority` is a verdict of its own, on the lower end of the same intervals.
 """
 
 from __future__ import annotations
@@ -57,12 +60,13 @@ class Paired:
             cases.
         over_trainings: 95 % t interval over the trainings' means; None with one training, and from
             `RUNS_TO_RESAMPLE` on, where the first interval holds them.
-        p: two-sided, of Wilcoxon's signed-rank test.
+        p: two-sided, of Wilcoxon's signed-rank test, over subjects.
         effect: rank-biserial correlation in [-1, 1], above 0 where the first arm is better.
         better, worse: share of cases in which the first arm is better, and worse.
         cases, runs: how many; runs are trainings.
         runs_resampled: whether `low` and `high` speak of networks trained again.
         seed_spread: None where no fold has two seeds.
+        subjects: as many as cases, unless a subject has several.
     """
 
     mean: float
@@ -77,6 +81,7 @@ class Paired:
     runs: int
     runs_resampled: bool
     seed_spread: SeedSpread | None
+    subjects: int
 
 
 def summarise(
@@ -90,7 +95,8 @@ def summarise(
     """Summarise paired differences.
 
     Args:
-        differences: a row a training and case, with `fold`, `seed`, `case` and `difference` (no blanks).
+        differences: a row a training and case, with `fold`, `seed`, `case` and `difference` (no blanks); with a column
+            `subject` the cases of a subject are resampled and tested together.
         higher_is_better: which sign of the difference is the better one.
         resamples: of the bootstrap.
         level: of the intervals.
@@ -105,25 +111,36 @@ def summarise(
         raise ValueError("differences must be finite; leave out pairs that are blank in one arm")
     if differences.duplicated(["fold", "seed", "case"]).any():
         raise ValueError("differences must hold a case once a run; average over structures first")
-    by_case = differences.groupby("case")["difference"].mean().to_numpy()
+    of_case = differences.groupby("case")["difference"].mean()
+    by_case = of_case.to_numpy()
     signed = by_case if higher_is_better else -by_case
+    subjects = subject_numbers(differences)
+    by_subject = of_case.groupby(subjects).mean().to_numpy()
     table = differences.pivot_table(index=["fold", "seed"], columns="case", values="difference").to_numpy()
-    low, high = bootstrap_interval(table, resamples=resamples, level=level, seed=seed)
+    low, high = bootstrap_interval(table, subjects, resamples=resamples, level=level, seed=seed)
     few = 1 < len(table) < RUNS_TO_RESAMPLE
     return Paired(
         mean=float(by_case.mean()),
         low=low,
         high=high,
         over_trainings=t_interval(np.nanmean(table, axis=1), level=level) if few else None,
-        p=wilcoxon(by_case),
-        effect=rank_biserial(signed),
+        p=wilcoxon(by_subject),
+        effect=rank_biserial(by_subject if higher_is_better else -by_subject),
         better=float((signed > 0).mean()),
         worse=float((signed < 0).mean()),
         cases=len(by_case),
         runs=len(table),
         runs_resampled=len(table) >= RUNS_TO_RESAMPLE,
         seed_spread=seed_spread(differences, level=level),
+        subjects=len(by_subject),
     )
+
+
+def subject_numbers(differences: pd.DataFrame) -> NDArray[np.int64]:
+    """(cases,) number of the subject of each case, cases sorted by name; without a column `subject`, of the case."""
+    named = "subject" if "subject" in differences else "case"
+    of_case = differences.groupby("case")[named].first()
+    return np.unique(of_case.to_numpy(str), return_inverse=True)[1]
 
 
 def t_interval(means: NDArray[np.float64], *, level: float = LEVEL) -> tuple[float, float]:
@@ -140,25 +157,35 @@ def t_interval(means: NDArray[np.float64], *, level: float = LEVEL) -> tuple[flo
 
 
 def bootstrap_interval(
-    table: NDArray[np.float64], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    table: NDArray[np.float64],
+    subjects: NDArray[np.int64] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile interval of the mean difference, expanded for small samples.
 
-    Cases are drawn with replacement; runs that share a case see the same draw, as its difficulty is shared.
+    Cases are drawn with replacement; runs that share a case see the same draw, as its difficulty is shared. Of a
+    drawn subject all cases are drawn (the cluster bootstrap), as they are no independent samples.
     From `RUNS_TO_RESAMPLE` runs on the runs are drawn as well, so that the interval also speaks of networks
     trained again. The percentiles are those of Hesterberg's expanded interval (The American Statistician 69, 2015),
     as plain percentiles are too narrow for few cases.
 
     Args:
         table: (runs, cases), NaN where a run does not hold the case; every run and case holds a value.
+        subjects: (cases,) number of each case's subject, from 0; None takes each case for a subject of its own.
 
     Returns:
-        Lower and upper end; NaN below two cases.
+        Lower and upper end; NaN below two subjects.
     """
     runs, cases = table.shape
-    if cases < 2:
+    subjects = np.arange(cases) if subjects is None else subjects
+    units = len(np.unique(subjects))
+    if units < 2:
         return float("nan"), float("nan")
-    case_weights, run_weights = _draws(runs, cases, resamples, seed)
+    unit_weights, run_weights = _draws(runs, units, resamples, seed)
+    case_weights = unit_weights[:, subjects]
     known = np.isfinite(table)
     values = np.where(known, table, 0.0)
     # mean over a case's drawn runs, then over the drawn cases; a case of which no run was drawn is left out
@@ -167,19 +194,19 @@ def bootstrap_interval(
     weights = case_weights * (drawn > 0)
     total = weights.sum(1)
     estimates = ((weights * means).sum(1) / np.where(total > 0, total, np.nan))[total > 0]
-    tail = stats.norm.cdf(np.sqrt(cases / (cases - 1)) * stats.t.ppf((1 - level) / 2, cases - 1))
+    tail = stats.norm.cdf(np.sqrt(units / (units - 1)) * stats.t.ppf((1 - level) / 2, units - 1))
     low, high = np.quantile(estimates, [tail, 1 - tail])
     return float(low), float(high)
 
 
 @lru_cache(maxsize=8)
-def _draws(runs: int, cases: int, resamples: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How often each resample holds each case, and each run; one row for all where runs are not drawn."""
+def _draws(runs: int, subjects: int, resamples: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How often each resample holds each subject, and each run; one row for all where runs are not drawn."""
     rng = np.random.default_rng(seed)
-    case_weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(float)
+    weights = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=resamples).astype(float)
     if runs < RUNS_TO_RESAMPLE:
-        return case_weights, np.ones((1, runs))
-    return case_weights, rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples).astype(float)
+        return weights, np.ones((1, runs))
+    return weights, rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples).astype(float)
 
 
 def wilcoxon(values: NDArray[np.float64]) -> float:
@@ -246,8 +273,9 @@ def seed_spread(differences: pd.DataFrame, *, level: float = LEVEL) -> SeedSprea
 
 
 ALPHA = 0.05
-FEWEST_CASES = 6  # with five, no two-sided signed-rank test reaches .05
+FEWEST_CASES = 6  # with five, no two-sided signed-rank test reaches .05; counted in subjects where they are known
 NO_DIFFERENCE = "no difference shown"
+NOT_SHOWN = "not shown"
 THESE, THIS = " in these trainings", " in this training"
 
 
@@ -271,7 +299,7 @@ def verdict(summary: Paired, p: float, margin: float | None = None, *, higher_is
         `better`, `worse`, `equivalent`, `better, but equivalent` or `worse, but equivalent`, with ` in these trainings`
         or ` in this training` behind it where it holds for no more; `no difference shown`; or `too few cases (n)`.
     """
-    if summary.cases < FEWEST_CASES or not math.isfinite(summary.low):
+    if too_few(summary):
         return f"too few cases ({summary.cases})"
     over_cases = _claims((summary.low, summary.high), margin, higher_is_better)
     if not p < ALPHA:
@@ -287,9 +315,44 @@ def verdict(summary: Paired, p: float, margin: float | None = None, *, higher_is
     return said if over_cases <= over_trainings else said + THESE
 
 
+def too_few(summary: Paired) -> bool:
+    """Whether there are too few independent cases for any verdict."""
+    return summary.subjects < FEWEST_CASES or not math.isfinite(summary.low)
+
+
+def noninferiority(summary: Paired, margin: float, *, higher_is_better: bool = True) -> str:
+    """Whether `first` is worse than `second` by less than the margin: the one-sided question of a cheaper arm.
+
+    It rests on the lower end of the 95 % interval alone, so the chance of a wrong yes is 2.5 %. With fewer trainings
+    than a bootstrap can resample, the t interval over trainings must agree, as in `verdict`.
+
+    Args:
+        margin: loss that is still accepted.
+
+    Returns:
+        `non-inferior`, with ` in these trainings` or ` in this training` behind it where it holds for no more;
+        `inferior` where the whole interval lies below -margin; `not shown` else.
+    """
+    if too_few(summary):
+        return NOT_SHOWN
+    low, high = _turned((summary.low, summary.high), higher_is_better)
+    if low <= -margin:
+        return "inferior" if high < -margin else NOT_SHOWN
+    if summary.runs_resampled:
+        return "non-inferior"
+    if summary.over_trainings is None:
+        return "non-inferior" + THIS
+    return "non-inferior" + ("" if _turned(summary.over_trainings, higher_is_better)[0] > -margin else THESE)
+
+
+def _turned(interval: tuple[float, float], higher_is_better: bool) -> tuple[float, float]:
+    """The interval with the better side above."""
+    return interval if higher_is_better else (-interval[1], -interval[0])
+
+
 def _claims(interval: tuple[float, float], margin: float | None, higher_is_better: bool) -> set[str]:
     """What an interval alone shows, among better, worse and equivalent."""
-    low, high = interval if higher_is_better else (-interval[1], -interval[0])
+    low, high = _turned(interval, higher_is_better)
     shown = {
         "better": low > 0,
         "worse": high < 0,

@@ -148,6 +148,21 @@ class Study:
         return Study(self.cases[self.cases["fold"].isin(folds)], runs) if runs else None
 
     @cached_property
+    def subjects(self) -> pd.Series:
+        """Subject by case, of the runs with `data.groups`; a case without is a subject of its own. Empty where no run
+        names subjects."""
+        if "subject" not in self.cases:
+            return pd.Series(dtype=str)
+        named = self.cases.groupby("case")["subject"].first()
+        return named.fillna(pd.Series(named.index, named.index))
+
+    def with_subjects(self, differences: pd.DataFrame) -> pd.DataFrame:
+        """A table with the column `case`, and a column `subject` where subjects are known."""
+        if self.subjects.empty:
+            return differences
+        return differences.assign(subject=differences["case"].map(self.subjects))
+
+    @cached_property
     def properties(self) -> pd.DataFrame:
         """Numbers by case from the properties.csv of the runs (index `case`); no columns where there is none."""
         files = [run.table.with_name("properties.csv") for run in self.runs]

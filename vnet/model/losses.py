@@ -13,22 +13,30 @@ from vnet.core.config import TrainingConfig
 from vnet.model.layers import upsample
 
 
-def negative_log_likelihood(log_probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:
+def negative_log_likelihood(log_probabilities: Tensor, labels: Tensor, ignore: int, top_k_share: float = 1.0) -> Tensor:
     """Cross-entropy: the mean over the counted voxels of each sample, then over samples.
 
     Args:
         log_probabilities: (B, K, ...), the logarithm of the softmax.
         labels: (B, ...) integers, `ignore` where a voxel does not count.
+        top_k_share: share of the counted voxels of a sample, rounded up, whose loss is averaged: those with the
+            largest; in (0, 1].
 
     Returns:
         A scalar; a sample without counted voxels adds 0.
     """
     voxels = F.nll_loss(log_probabilities, labels, ignore_index=ignore, reduction="none").flatten(1)
-    counted = (labels != ignore).flatten(1).sum(1).clamp_min(1)
-    return (voxels.sum(1) / counted).mean()
+    counted = (labels != ignore).flatten(1).sum(1)
+    if top_k_share < 1:
+        kept = (counted * top_k_share).ceil().long().clamp_min(1).tolist()
+        # the loss of an ignored voxel is 0, and no loss is below: it comes last
+        return torch.stack([row.topk(count).values.mean() for row, count in zip(voxels, kept, strict=True)]).mean()
+    return (voxels.sum(1) / counted.clamp_min(1)).mean()
 
 
-def segmentation_terms(logits: Tensor, labels: Tensor, ignore: int | None = None) -> dict[str, Tensor]:
+def segmentation_terms(
+    logits: Tensor, labels: Tensor, ignore: int | None = None, top_k_share: float = 1.0
+) -> dict[str, Tensor]:
     """Dice and cross-entropy of coarse logits against the labels of the full grid.
 
     Logits on a coarser grid are up-sampled (trilinear) first, so that every arm is scored on the labels' grid.
@@ -36,6 +44,7 @@ def segmentation_terms(logits: Tensor, labels: Tensor, ignore: int | None = None
     Args:
         logits: (B, K, d, h, w); or (B, K, N), at points.
         labels: (B, D, H, W) int64, or (B, N); `ignore` marks voxels that do not count.
+        top_k_share: of the cross-entropy, as in `negative_log_likelihood`.
     """
     if logits.shape[2:] != labels.shape[1:]:
         logits = upsample(logits, labels.shape[1:])
@@ -44,7 +53,9 @@ def segmentation_terms(logits: Tensor, labels: Tensor, ignore: int | None = None
     log_probabilities = logits.float().log_softmax(dim=1)  # once for both
     return {
         "dice": soft_dice_loss(log_probabilities, shown, counted),
-        "cross_entropy": negative_log_likelihood(log_probabilities, labels, -100 if ignore is None else ignore),
+        "cross_entropy": negative_log_likelihood(
+            log_probabilities, labels, -100 if ignore is None else ignore, top_k_share
+        ),
     }
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pointrend.coordinates import voxel_centres
+from pointrend.reading import read_at
 from pointrend.refine import PointRend
 from pointrend.sampling import PointSampling, training_voxels
 from vnet.core.config import Config, PointsConfig
@@ -27,6 +29,7 @@ class Segmenter(nn.Module):
         points: how training points are drawn.
         point_dice: give the Dice loss at those points as well.
         ignore: label value that is neither sampled nor counted.
+        top_k_share: share of the voxels whose cross-entropy of the network's logits counts.
 
     Attributes:
         max_margin: the calibrated margin of `points.max_margin: auto`; None before it is measured.
@@ -40,6 +43,7 @@ class Segmenter(nn.Module):
         points: PointsConfig,
         point_dice: bool = False,
         ignore: int | None = None,
+        top_k_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -47,11 +51,12 @@ class Segmenter(nn.Module):
         self.points = points
         self.point_dice = point_dice
         self.ignore = ignore
+        self.top_k_share = top_k_share
         self.max_margin: float | None = None
 
     def forward(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Unweighted loss terms of a batch: `dice`, `cross_entropy`, with a head `point` (the cross-entropy at points)
-        and, with `point_dice`, the Dice loss there.
+        """Unweighted loss terms of a batch: `dice`, `cross_entropy`, with points `point` (the cross-entropy there) and,
+        with `point_dice`, the Dice loss there; of the head's logits, or of the network's with `points.logits: network`.
 
         Args:
             image: (B, C_in, D, H, W), sizes that the output stride divides.
@@ -59,16 +64,38 @@ class Segmenter(nn.Module):
             generators: one per sample, from which its points are drawn.
         """
         logits, features = self.network(image)
-        terms = segmentation_terms(logits, labels, self.ignore)
-        if self.head is not None:
-            _, refined, truth = self.head.training_logits(
-                logits.float(), self.head_features(features), image, labels, generators=generators
-            )
-            at_points = segmentation_terms(refined, truth, self.ignore)
+        terms = segmentation_terms(logits, labels, self.ignore, self.top_k_share)
+        found = self.logits_at_points(logits.float(), features, image, labels, generators)
+        if found is not None:
+            at_points = segmentation_terms(*found, self.ignore)
             terms["point"] = at_points["cross_entropy"]
             if self.point_dice:
                 terms["point_dice"] = at_points["dice"]
         return terms
+
+    def logits_at_points(
+        self,
+        logits: Tensor,
+        features: Mapping[str, Tensor],
+        image: Tensor,
+        labels: Tensor,
+        generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, Tensor] | None:
+        """Logits (B, K, N) with gradient and labels (B, N) at the training points; None where none are drawn.
+
+        Head and network draw by the same rule from the same generators: equal logits give equal points.
+
+        Args:
+            logits: (B, K, d, h, w) of the network; the others as in `forward`.
+        """
+        if self.head is not None:
+            inputs = self.head_features(features)
+            return self.head.training_logits(logits, inputs, image, labels, generators=generators)[1:]
+        if self.points.logits == "head" or not self.points.num_points:
+            return None
+        size, sampling = labels.shape[1:], point_sampling(self.points, self.ignore)
+        index = training_voxels(logits.detach(), size, sampling, labels=labels, generators=generators)
+        return read_at(logits, voxel_centres(index, size), size), labels.flatten(1).gather(1, index)
 
     @torch.inference_mode()
     def draw_points(self, image: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -108,14 +135,20 @@ def build_model(config: Config, *, in_channels: int, classes: int, ignore: int |
         InputError: quotas of points for another number of labels.
     """
     quotas = config.points.quotas
-    if config.has_head and quotas is not None and len(quotas) != classes:
+    if config.points.num_points and quotas is not None and len(quotas) != classes:
         raise InputError(f"points.quotas must hold one share a label, {classes} here, got {list(quotas)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(config.network, in_channels=in_channels, classes=classes)
         head = build_head(config, network, in_channels, classes, ignore) if config.has_head else None
-    dice = config.training.point_dice_weight > 0
-    return Segmenter(network, head, points=config.points, point_dice=dice, ignore=ignore)
+    return Segmenter(
+        network,
+        head,
+        points=config.points,
+        point_dice=config.training.point_dice_weight > 0,
+        ignore=ignore,
+        top_k_share=config.training.top_k_share,
+    )
 
 
 def build_head(config: Config, network: VNet, in_channels: int, classes: int, ignore: int | None) -> PointRend:

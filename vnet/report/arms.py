@@ -44,7 +44,8 @@ def describe_arm(config: Mapping[str, Any], own_keys: Mapping[str, Any]) -> str:
     stride, points = config["network"]["output_stride"], config.get("points") or {}
     full = stride in (1, [1, 1, 1])
     decoder = "decoder up to full resolution" if full else f"decoder stops at stride {_plain(stride)}"
-    if points.get("num_points"):
+    on_network = points.get("logits") == "network"
+    if points.get("num_points") and not on_network:
         head = f"head refines {points['refine_fraction']:.0%} of the voxels"
     else:
         head = "no head" if full else "logits are interpolated, no head"
@@ -105,12 +106,17 @@ def _loss(run: RunRecord, study: Study) -> str:
         for name, key in (("cross-entropy", "point_weight"), ("Dice", "point_dice_weight"))
         if _key(run, "points.num_points") and (weight := _key(run, f"training.{key}"))
     ]
-    return " + ".join(["Dice + cross-entropy of the network's logits", *points])
+    own = " of the network's own logits" if _key(run, "points.logits") == "network" and points else ""
+    share = _key(run, "training.top_k_share") or 1
+    hardest = "" if share == 1 else f" (of the {share:.0%} of the voxels where it is largest)"
+    return " + ".join([f"Dice + cross-entropy{hardest} of the network's logits", *points]) + own
 
 
 def _augmentation(run: RunRecord, study: Study) -> str:
     if not run.config.get("training"):
         return ""
+    if _key(run, "training.augment") is False:
+        return "none"
     mirrored = _key(run, "training.mirror")
     return f"{AUGMENTATION}; " + (f"mirrored along {', '.join(mirrored)}" if mirrored else "not mirrored")
 

@@ -22,7 +22,7 @@ from vnet.report.figures import Figure, figures_of
 from vnet.report.page import html_page
 from vnet.report.report import QUESTION, Report, build_report
 from vnet.report.subgroups import worst_cases_table
-from vnet.report.tables import Table, markdown, scores_table
+from vnet.report.tables import NONINFERIOR, Table, markdown, scores_table
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -73,7 +73,7 @@ def differences_csv(differences: Sequence[Difference]) -> str:
     rows = []
     for d in differences:
         row: dict[str, Any] = {"comparison": d.comparison, "structure": d.structure, "metric": d.metric}
-        row |= {"confirmatory": d.confirmatory, "verdict": d.verdict}
+        row |= {"confirmatory": d.confirmatory, "verdict": d.verdict, "noninferior": d.noninferior or None}
         row |= _summary_cells(d)
         rows.append(row)
     return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -105,6 +105,7 @@ SHOWN_COLUMNS = (
     "arm",
     "seeds",
     "verdict",
+    NONINFERIOR,
     "means",
     "difference",
     "95 % interval",

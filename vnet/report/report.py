@@ -30,6 +30,7 @@ from vnet.evaluation.study_tables import Study, find_tables, read_study
 from vnet.report.arms import ALONE, costs, costs_table
 from vnet.report.subgroups import by_bin, read_refinement, refinement_table, subgroups_table
 from vnet.report.tables import (
+    NONINFERIOR,
     Table,
     change,
     differences_table,
@@ -130,8 +131,13 @@ def null_sentences(nulls: Sequence[Null]) -> list[str]:
 
 
 def margin_sentence(margin: EquivalenceMargin | None) -> str:
-    """The equivalence margin with its reason; empty where there is none."""
-    return f"Equivalence margin: ±{margin.dice:g} Dice. Reason: {margin.reason.rstrip('.')}." if margin else ""
+    """The equivalence margin with its reason, and what non-inferior means; empty where there is none."""
+    if not margin:
+        return ""
+    return (
+        f"Equivalence margin: ±{margin.dice:g} Dice. Reason: {margin.reason.rstrip('.')}. Non-inferior: the 95 %"
+        f" interval lies above -{margin.dice:g}, whatever lies at its other end."
+    )
 
 
 def _claim(difference: Difference, margin: EquivalenceMargin | None) -> str:
@@ -236,7 +242,7 @@ class Report:
         if self.apart:
             title = f"Fold {', '.join(sorted(self.study.choice_folds))}, on which choices were made, and no evidence"
             shown = [d.comparison for d in self.apart if d.structure == MEAN and d.metric == "dice"]
-            tables.append(differences_table(self.apart, shown, title).without("p", "p (Holm)", "verdict"))
+            tables.append(differences_table(self.apart, shown, title).without("p", "p (Holm)", "verdict", NONINFERIOR))
         return [*tables, *([nulls_table(self.nulls)] if self.nulls else [])]
 
     def score_tables(self) -> list[Table]:

@@ -146,9 +146,11 @@ def _digits(metric: str) -> int:
     return 2 if metric.endswith("_mm") else 4
 
 
+NONINFERIOR = "non-inferior"  # column of the tables of differences, where there is a margin
 DIFFERENCE_COLUMNS = (
     "comparison",
     "verdict",
+    NONINFERIOR,
     "means",
     "difference",
     "95 % interval",
@@ -167,7 +169,8 @@ def differences_table(differences: Sequence[Difference], shown: Sequence[str], t
     """Mean foreground Dice of each comparison in `shown`: both means, the difference and how sure it is."""
     found = {d.comparison: d for d in differences if d.structure == MEAN and d.metric == "dice"}
     rows = [_difference_cells(found[name]) for name in shown]
-    return Table(title, DIFFERENCE_COLUMNS, tuple(rows), note)
+    table = Table(title, DIFFERENCE_COLUMNS, tuple(rows), note, first_number=3)
+    return table if any(found[name].noninferior for name in shown) else table.without(NONINFERIOR)
 
 
 def _difference_cells(d: Difference) -> tuple[str, ...]:
@@ -177,6 +180,7 @@ def _difference_cells(d: Difference) -> tuple[str, ...]:
     return (
         comparison_name(d.comparison),
         d.verdict,
+        d.noninferior.replace(NONINFERIOR, "yes") or "-",
         " / ".join(score("dice", mean) for mean in d.means),
         change("dice", s.mean),
         interval("dice", s.low, s.high),
@@ -186,7 +190,7 @@ def _difference_cells(d: Difference) -> tuple[str, ...]:
         p_value(d.p_holm) if d.p_holm is not None else "-",
         f"{s.effect:+.2f}",
         f"{s.better:.0%} / {s.worse:.0%}",
-        str(s.cases),
+        f"{s.cases} of {s.subjects} subjects" if s.subjects < s.cases else str(s.cases),
         str(s.runs),
     )
 

@@ -105,7 +105,7 @@ def evaluate_run(
         on_rank_zero(lambda: write_text(target / "config.yaml", config.to_yaml()))
     faults += unshard(gather(unreadable))
     if validation.scores.cases:
-        on_rank_zero(lambda: write_tables(target, validation, config, dataset))
+        on_rank_zero(lambda: write_tables(target, validation, config, prepared))
     raise_case_faults(faults, done=len(validation.scores.cases))
     return target
 
@@ -121,11 +121,11 @@ def warn_of_seen_cases(checked: CheckResult, fold: Fold, trained: Trained) -> No
         )
 
 
-def write_tables(folder: Path, validation: Validation, config: Config, dataset: Dataset) -> None:
+def write_tables(folder: Path, validation: Validation, config: Config, prepared: PreparedData) -> None:
     """Write pictures, refinement.csv and cases.csv; the last one marks a run as done."""
-    write_pictures(folder / "pictures", validation.pictures, dataset)
+    write_pictures(folder / "pictures", validation.pictures, prepared.dataset)
     write_table(folder / "refinement.csv", validation.scores.refinement_rows())
-    write_table(folder / "cases.csv", validation.scores.case_rows(config), columns=CASE_COLUMNS)
+    write_table(folder / "cases.csv", validation.scores.case_rows(config, prepared.groups), columns=CASE_COLUMNS)
 
 
 def train_run(config: Config, *, command: str = "") -> Run:
@@ -161,7 +161,7 @@ def train_run(config: Config, *, command: str = "") -> Run:
             validation = trainer.evaluate()
         facts = run_facts(trainer, validation.scores)
         on_rank_zero(lambda: run.write_info(**facts))
-        on_rank_zero(lambda: write_tables(run.folder, validation, config, prepared.dataset))
+        on_rank_zero(lambda: write_tables(run.folder, validation, config, prepared))
     return run
 
 
@@ -221,8 +221,11 @@ def write_identity(run: Run, config: Config, prepared: PreparedData, command: st
         started = {}
     run.write_info(**environment(), **data, name=config.name, **started)
     write_text(run.folder / "config.yaml", config.to_yaml())
-    folds = [{"train": fold.train, "val": fold.val} for fold in all_folds(prepared.dataset)]
-    write_text(run.folder / "splits.json", json.dumps({"folds": folds}, indent=1) + "\n")
+    folds = [{"train": fold.train, "val": fold.val} for fold in all_folds(prepared.dataset, prepared.groups)]
+    splits, text = run.folder / "splits.json", json.dumps({"folds": folds}, indent=1) + "\n"
+    if run.last.is_file() and splits.is_file() and splits.read_text(encoding="utf-8") != text:
+        raise InputError(f"{run.folder}: was begun with other folds; restore {config.data.groups or splits.name}")
+    write_text(splits, text)
     properties = prepared.dataset.root / "properties.csv"
     if properties.is_file():  # numbers by case, by which the report groups
         write_bytes(run.folder / properties.name, properties.read_bytes())

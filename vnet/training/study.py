@@ -22,13 +22,15 @@ T = TypeVar("T")
 
 
 def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, list[str]]]:
-    """Each run of a study, fold by fold and seed by seed, with the command line that makes it.
+    """Each run of a study, seed by seed and fold by fold, with the command line that makes it.
+
+    A study that is stopped early so holds whole seeds: every arm on every fold.
 
     Raises:
         InputError: a bad key in any arm, before the first run.
     """
     study = load_config(argv, **kwargs).study
-    for fold, seed, arm in itertools.product(study.folds, study.seeds, study.arms):
+    for seed, fold, arm in itertools.product(study.seeds, study.folds, study.arms):
         words = [*argv, "--arm", arm, "--data.fold", str(fold), "--seed", str(seed)]
         yield load_config(words, check_arms=False), words
 

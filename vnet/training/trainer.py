@@ -61,6 +61,7 @@ class Trainer:
             seed=config.seed,
             cache=config.cache_folder,
             mirror=config.training.mirror,
+            augment=config.training.augment,
             samples=self.samples,
         )
         # events and rows of the last step belong to the final evaluation: without it they are written again

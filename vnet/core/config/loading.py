@@ -168,7 +168,7 @@ def one_line(error: Exception) -> str:
     return f"{key[1] or key[2]} must be {rule}, got {got[1]}"
 
 
-SET_BY_THE_STUDY = ("arm", "name", "seed", "data.fold", "run_root")  # keys that no arm may set
+SET_BY_THE_STUDY = ("arm", "name", "seed", "data.fold", "data.groups", "run_root")  # keys that no arm may set
 
 
 def load_config(argv: Sequence[str], *, check_arms: bool = True, apply_arm: bool = True, **kwargs: Any) -> Config:

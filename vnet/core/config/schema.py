@@ -41,6 +41,9 @@ class DataConfig:
     """Validation fold, or `all` to train on every case."""
     spacing_mm: tuple[float, float, float] | None = key(None, hash_default=None)
     """Working spacing (z, y, x) in mm; null takes the median of the training volumes."""
+    groups: str | None = key(None, hash_default=None)
+    """CSV file of the columns case and subject, a path or a table that comes with vnet: folds keep the cases of a
+    subject together, and statistics resample subjects; null takes each case for a subject of its own."""
     cache: str | None = key(None, hash_default=None)
     """Folder for checks of data sets and preprocessed volumes; null takes RUN_ROOT/cache."""
     phantoms: int = key(0, hash_default=0)
@@ -80,27 +83,26 @@ class NetworkConfig:
     """Stride at which the decoder stops, one number or one per axis (z, y, x)."""
     stem: Literal["full", "space_to_depth"] = key("full", hash_default="full")
     """A first stage at full resolution, or none: blocks of voxels become channels, and there is no encoder1."""
+    thin_stage: int = key(0, hash_default=0)
+    """Channels of a thin stage at full resolution behind a decoder that stops early, a control: with 4 it takes the
+    multiply-adds of the head of `pointrend_s4`, at every voxel alike; 0 builds none."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "network.width", "be 1 or more", self.width)
         odd = all(size >= 1 and size % 2 for size in per_axis(self.kernel))
         require(odd, "network.kernel", "be odd and positive", self.kernel)
-        require(
-            all(n >= 1 for n in self.down + self.up),
-            "network.down and up",
-            "be 1 or more",
-            self.down + self.up,
-        )
+        stages = self.down + self.up
+        require(all(n >= 1 for n in stages), "network.down and up", "be 1 or more", stages)
         require(len(self.up) == len(self.down) - 1, "network.up", "have one stage less than network.down", self.up)
         matching = len(self.strides) == len(self.up) and all(s in (1, 2) for axes in self.strides for s in axes)
-        require(
-            matching,
-            "network.strides",
-            "hold one (z, y, x) of 1s and 2s per stage of network.up",
-            self.strides,
-        )
+        rule = "hold one (z, y, x) of 1s and 2s per stage of network.up"
+        require(matching, "network.strides", rule, self.strides)
         require(0 <= self.dropout < 1, "network.dropout", "lie in [0, 1)", self.dropout)
         reachable = cumulative_strides(self.strides)[0 if self.stem == "full" else 1 : -1]
+        require(self.thin_stage >= 0, "network.thin_stage", "be 0 or more", self.thin_stage)
+        early = self.stem == "full" and per_axis(self.output_stride) != (1, 1, 1)
+        rule = "be 0 where the decoder reaches full resolution or the stem is space_to_depth"
+        require(not self.thin_stage or early, "network.thin_stage", rule, self.thin_stage)
         require(
             per_axis(self.output_stride) in reachable,
             "network.output_stride",
@@ -121,6 +123,8 @@ class PointsConfig:
     """Refine at prediction; training is not touched by this key."""
     num_points: int = key(2048, hash_default=2048)
     """N: points per volume and step; 0 builds no head."""
+    logits: Literal["head", "network"] = key("head", hash_default="head")
+    """Whose logits the losses at points are of: the head's, or, as a control without a head, the network's own."""
     oversample_ratio: float = key(10.0, hash_default=10.0)
     """k: candidates drawn per kept point."""
     importance_ratio: float = key(1.0, hash_default=1.0)
@@ -160,12 +164,8 @@ class PointsConfig:
             "be 0 or more, auto, or null",
             self.max_margin,
         )
-        require(
-            bool(self.features) or self.image,
-            "points.features",
-            "name a stage, or points.image be true",
-            "neither",
-        )
+        reads = bool(self.features) or self.image
+        require(reads, "points.features", "name a stage, or points.image be true", "neither")
         require(self.window >= 1 and self.window % 2 == 1, "points.window", "be odd and positive", self.window)
         require(self.image_convolution >= 0, "points.image_convolution", "be 0 or more", self.image_convolution)
         fits = self.image_convolution == 0 or (self.image and self.window >= 3)
@@ -206,6 +206,10 @@ class TrainingConfig:
     """Steps between checkpoints."""
     max_bad_steps: int = key(10, hash_default=10)
     """Steps with a non-finite loss or gradient that are dropped before the run is stopped."""
+    augment: bool = key(True, hash_default=True)
+    """Vary intensities, rotate, scale and mirror in training; false leaves each patch as it is, at a random place."""
+    top_k_share: float = key(1.0, hash_default=1.0)
+    """Share of the voxels whose cross-entropy counts, those with the largest (top-k cross-entropy); 1 counts all."""
     init_from: str | None = key(None, hash_default=None)
     """Checkpoint whose network weights training starts from."""
     point_weight: float = key(1.0, hash_default=1.0)
@@ -217,18 +221,15 @@ class TrainingConfig:
         require(self.steps >= 1, "training.steps", "be 1 or more", self.steps)
         require(self.seconds is None or self.seconds > 0, "training.seconds", "be positive, or null", self.seconds)
         require(self.batch >= 1, "training.batch", "be 1 or more", self.batch)
-        require(
-            all(n >= 1 for n in self.patch),
-            "training.patch",
-            "hold three positive sizes (z, y, x)",
-            self.patch,
-        )
+        positive = all(n >= 1 for n in self.patch)
+        require(positive, "training.patch", "hold three positive sizes (z, y, x)", self.patch)
         require(0 < self.learning_rate < float("inf"), "training.learning_rate", "be positive", self.learning_rate)
         require(self.weight_decay >= 0, "training.weight_decay", "be 0 or more", self.weight_decay)
         require(self.clip_norm > 0, "training.clip_norm", "be positive", self.clip_norm)
         require(self.validate_every >= 0, "training.validate_every", "be 0 or more", self.validate_every)
         require(self.checkpoint_every >= 1, "training.checkpoint_every", "be 1 or more", self.checkpoint_every)
         require(self.max_bad_steps >= 0, "training.max_bad_steps", "be 0 or more", self.max_bad_steps)
+        require(0 < self.top_k_share <= 1, "training.top_k_share", "lie in (0, 1]", self.top_k_share)
         require(self.point_weight >= 0, "training.point_weight", "be 0 or more", self.point_weight)
         require(self.point_dice_weight >= 0, "training.point_dice_weight", "be 0 or more", self.point_dice_weight)
 
@@ -337,6 +338,7 @@ class Config:
         require(is_folder_name(self.name), "name", "be a plain folder name", repr(self.name))
         require(is_folder_name(self.arm), "arm", "be a plain folder name", repr(self.arm))
         paths = {"run_root": self.run_root, "data.root": self.data.root, "data.cache": self.data.cache or ""}
+        paths["data.groups"] = self.data.groups or ""
         paths["study.results_root"] = self.study.results_root or ""
         for name, path in paths.items():
             require(path.isprintable(), name, "be a printable path", repr(path))
@@ -360,7 +362,7 @@ class Config:
 
     @property
     def has_head(self) -> bool:
-        return self.points.num_points > 0
+        return self.points.num_points > 0 and self.points.logits == "head"
 
     @property
     def run_folder(self) -> Path:
