@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import resource
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from vnet.core import environment
 from vnet.core.config import load_config
 from vnet.core.distributed import launch_fabric
 from vnet.core.environment import checkout, config_file, portable_command
@@ -38,6 +40,28 @@ def test_a_name_that_is_no_config_is_refused(tmp_path: Path, monkeypatch: pytest
     for name in ("quickstar", "configs/quickstart", "../quickstart"):
         with pytest.raises(InputError, match="cannot be read .No such file"):
             load_config(["--config", name])
+
+
+def test_results_that_a_study_wrote_do_not_mark_the_code_as_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        own = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *own, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    for name in ("vnet/core/environment.py", "results/study/runs.csv"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("first\n")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "vnet/core/environment.py"))
+    head = git("rev-parse", "--short=12", "HEAD").strip()
+    assert environment.commit() == head
+    (tmp_path / "results/study/runs.csv").write_text("second\n")
+    assert environment.commit() == head
+    (tmp_path / "vnet/core/environment.py").write_text("second\n")
+    assert environment.commit() == head + "+"
 
 
 def test_a_noted_command_holds_no_folder_of_the_machine():

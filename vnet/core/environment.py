@@ -76,14 +76,18 @@ def portable_command(words: Sequence[str]) -> str:
 
 
 def commit() -> str:
-    """Commit of the code, followed by `+` where tracked files differ from it; empty outside a checkout."""
+    """Commit of the code, followed by `+` where tracked files differ from it; empty outside a checkout.
+
+    Files below results/ do not count: the runs of a study write there as they end.
+    """
     here = Path(__file__).parent
+    changed = ("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results")
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git(*changed) else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 
