@@ -111,7 +111,11 @@ def test_controls_of_the_converged_study_take_what_the_protocol_says() -> None:
     assert counts["dense_points"] == counts["dense"]
     head = counts["pointrend_s4"] - counts["coarse_s4"]
     # 243 values of windows, 64 of the decoder, the 3 coarse logits before each layer
-    assert head == 2048 * ((310 + 2 * 67) * 64 + 67 * 3)
+    each = (310 + 2 * 67) * 64 + 67 * 3
+    assert head == 2048 * each
+    for asked in (0, 5000):  # points of a prediction
+        assert count_multiply_adds(models["pointrend_s4"], image, asked) == counts["coarse_s4"] + asked * each
+    assert count_multiply_adds(models["dense"], image, 5000) == counts["dense"]
     # 12 channels to 4, and 3x3x3 of these to 3; the interpolation of 3 logits along z, y and x is counted too
     thin = 48 * 64 * 48 * (12 * 4 + 27 * 4 * 3)
     interpolation = 3 * (48 * 12 * (16 * 12) + 48 * 64 * 16 * 12 + 48 * 64 * 48 * 12)

@@ -1,22 +1,31 @@
-"""The page for a reader with a keyboard, a screen reader or a question: links, names, and what a reviewer asks."""
+"""The page for a reader with a keyboard, a screen reader or a question: links, names, and what a reviewer asks.
+
+Below: what counts as evidence, where the seed spread is from, and how cases are grouped.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from vnet.commands import compare
+from vnet.core.errors import InputError
+from vnet.evaluation.comparison import MEAN
 from vnet.evaluation.study_tables import read_study
 from vnet.report import provenance
-from vnet.report.arms import AUGMENTATION, arms_table, training_table
-from vnet.report.figures import figures_of, read_curves
-from vnet.report.output import write_report
+from vnet.report.arms import AUGMENTATION, arms_table, costs_table, training_table
+from vnet.report.curves import mean_curves
+from vnet.report.figures import figures_of
+from vnet.report.output import markdown_page, write_report
 from vnet.report.report import build_report
-from vnet.report.subgroups import case_anchors, cases_table, worst_cases_table
+from vnet.report.subgroups import case_anchors, cases_table, subgroups_table, worst_cases_table
 
 RESULTS = Path(__file__).parents[2] / "results"
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
@@ -76,6 +85,26 @@ def test_pictures_say_what_is_seen(page):
     )
 
 
+def test_pictures_of_changes_have_a_section_and_lead_to_the_row_of_their_case(pair_folder):
+    pictures = pair_folder / "pointrend_s2" / "fold0_seed0" / "pictures"
+    pictures.mkdir()
+    for rank, case in (("worst", 3), ("median", 0), ("best", 2)):
+        (pictures / f"change_{rank}_case_0_0{case}.png").write_bytes(b"not decoded here")
+    (pictures / "worst_case_0_01.png").write_bytes(b"not decoded here")
+    text = write_report(build_report([pair_folder]), pair_folder / "report").read_text()
+    section = re.search(r'<h2 id="what-refinement-did">.*?</section>', text, re.DOTALL)[0]
+    run = "pointrend_s2 fold 0 seed 0"
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", section) == [
+        f'largest gain of Dice: <a href="#case-3">case_0_02</a>, {run}',
+        f'median gain of Dice: <a href="#case-1">case_0_00</a>, {run}',
+        f'smallest gain of Dice, or loss: <a href="#case-4">case_0_03</a>, {run}',
+    ]
+    assert f'alt="One plane of case case_0_02 of {run} twice, around the voxels that refinement changed: on' in section
+    assert text.count("<img ") == 4
+    assert f'<figcaption>worst <a href="#case-2">case_0_01</a>, {run}</figcaption>' in text
+    assert '<a href="#what-refinement-did">What refinement did</a>' in text
+
+
 def test_a_file_of_a_chart_links_to_the_page(study_folder):
     figure = next(f for f in figures_of(build_report([study_folder])) if f.section == "cases")
     assert '<a href="../report.html#case-' in figure.file()
@@ -105,7 +134,7 @@ def test_learning_curves_are_means_over_runs(tmp_path, make_run):
         folder = make_run(tmp_path, "dense", seed=seed)
         (folder / "metrics.csv").write_text(f"step,dice\n10,0.5\n20,{end}\n")
     (make_run(tmp_path, "coarse_s2") / "metrics.csv").write_text("step,dice\n20,0.7\n")  # one point is no curve
-    assert read_curves(read_study([tmp_path])) == {"dense": {10: 0.5, 20: pytest.approx(0.85)}}
+    assert mean_curves(read_study([tmp_path])) == {"dense": {10: 0.5, 20: pytest.approx(0.85)}}
     assert "learning_curves" in [figure.name for figure in figures_of(build_report([tmp_path]))]
 
 
@@ -157,6 +186,16 @@ def test_commands_are_those_that_were_typed(tmp_path, make_run):
     assert found[1] == f"vnet compare runs/{tmp_path.name}"
 
 
+def test_the_command_of_the_report_holds_all_studies_and_its_own_options(tmp_path, make_run):
+    for study, arm in (("one", "dense"), ("two", "pointrend_s2")):
+        make_run(tmp_path / study, arm)
+    words = ["--comparison", "pointrend_s2 - dense", "--margin", "0.004", "--margin-reason", "half of raters'"]
+    compare.main([str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "report"), *words])
+    text = (tmp_path / "report" / "report.md").read_text()
+    command = next(line for line in text.splitlines() if line.startswith("vnet compare"))
+    assert shlex.split(command) == ["vnet", "compare", "runs/one", "runs/two", *words]
+
+
 def test_overrides_of_a_shipped_config_are_found_where_no_command_was_noted(tmp_path, make_run):
     from vnet.core.config import load_config
     from vnet.core.environment import config_file
@@ -167,3 +206,139 @@ def test_overrides_of_a_shipped_config_are_found_where_no_command_was_noted(tmp_
     assert provenance.commands(read_study([tmp_path]))[0] == (
         "vnet experiment --config configs/quickstart.yaml --data.root DATA/phantoms --training.steps 20"
     )
+
+
+PAIR = ("dense", "pointrend_s2")
+
+
+def dice(report, comparison="pointrend_s2 - dense"):
+    (found,) = (d for d in report.differences if (d.comparison, d.structure, d.metric) == (comparison, MEAN, "dice"))
+    return found
+
+
+def write_pair(make_run, root, gain, *, study, fold=0, seed=0):
+    for arm in PAIR:
+        make_run(root, arm, fold=fold, seed=seed, offset=gain * (arm != "dense"), spread=0, study=study)
+
+
+def test_the_folds_of_choices_are_shown_apart(tmp_path, make_run):
+    study = {"choice_folds": [0], "comparisons": ["pointrend_s2 - dense"]}
+    write_pair(make_run, tmp_path / "s", 0.05, study=study)
+    before = build_report([tmp_path / "s"])
+    assert dice(before).summary.mean == pytest.approx(0.05, abs=1e-6)
+    assert any("No evidence yet: choices of the method were made on fold 0" in note for note in before.notes())
+    for fold in (1, 2):
+        write_pair(make_run, tmp_path / "s", 0.01, study=study, fold=fold)
+    after = build_report([tmp_path / "s"])
+    assert dice(after).summary.mean == pytest.approx(0.01, abs=1e-6)
+    assert (dice(after).summary.cases, dice(after).summary.runs) == (24, 2)
+    assert not any("No evidence" in note for note in after.notes())
+    (apart,) = (table for table in after.tables() if table.title.startswith("Fold 0, on which choices were made"))
+    row = dict(zip(apart.columns, apart.rows[0], strict=True))
+    assert (row["comparison"], row["difference"]) == ("pointrend_s2 - dense", "+0.0500")
+    assert not {"p", "p (Holm)", "verdict"} & set(apart.columns)
+    for text in (markdown_page(after, figures_of(after)), write_report(after, tmp_path / "out").read_text()):
+        assert "Fold 0, on which choices were made, and no evidence" in text
+        assert "Choices of the method were made on fold 0 alone." in text
+
+
+def test_the_seed_spread_is_that_of_the_study_beside(tmp_path, make_run):
+    study = {"spread_from": "seeds", "comparisons": ["pointrend_s2 - dense", "pointrend_s4 - dense"]}
+    write_pair(make_run, tmp_path / "s", 0.01, study=study)
+    make_run(tmp_path / "s", "pointrend_s4", offset=0.0, spread=0, study=study)
+    assert dice(build_report([tmp_path / "s"])).seed_spread is None
+    for seed, gain in enumerate((0.01, 0.02, 0.03)):
+        write_pair(make_run, tmp_path / "seeds", gain, fold=1, seed=seed, study={})
+    report = build_report([tmp_path / "s"])
+    measured = dice(report).seed_spread
+    assert (measured.sd, measured.trainings) == (pytest.approx(0.01, abs=1e-6), 3)
+    # of another stride nothing was measured, and nothing is lent
+    assert dice(report, "pointrend_s4 - dense").seed_spread is None
+    rows = {row[0]: row for row in report.tables()[0].rows}
+    column = report.tables()[0].columns.index("seed spread")
+    assert rows["pointrend_s2 - dense"][column] == "0.0100 (0.0052 to 0.0628, n = 3)"
+    assert rows["pointrend_s4 - dense"][column] == "-"
+    assert any("of the same comparison in seeds (fold 1, seeds 0, 1, 2)" in note for note in report.notes())
+    assert "seed spread 0.0100 (0.0052 to 0.0628, n = 3)" in " ".join(report.headline())
+
+
+def test_thirds_are_of_each_structure_and_cover_all_cases(study_folder):
+    table = subgroups_table(read_study([study_folder]), ["pointrend_s2 - coarse_s2"])
+    by_size = [row for row in table.rows if row[1] == "true volume"]
+    assert [row[2] for row in by_size] == ["lowest third", "middle third", "highest third"]
+    assert [int(row[5]) for row in by_size] == [8, 8, 8]  # 24 cases; the structures of a case are alike in size
+    assert all(float(row[3]) == pytest.approx(0.021, abs=0.02) for row in by_size)
+
+
+def test_cases_are_grouped_by_the_data_set_s_own_numbers(tmp_path, make_run):
+    folders = [make_run(tmp_path / "s", arm, cases=4, spread=0) for arm in PAIR]
+    properties = pd.DataFrame({"case": [f"case_0_{i:02d}" for i in range(4)], "noise": [0.1, 0.3, 0.1, 0.3]})
+    for folder in folders:
+        properties.to_csv(folder / "properties.csv", index=False)
+    table = subgroups_table(read_study([tmp_path / "s"]), ["pointrend_s2 - dense"])
+    by_noise = [row[2:4] + row[5:] for row in table.rows if row[1] == "noise"]
+    assert by_noise == [("0.1", "+0.0010", "2"), ("0.3", "+0.0010", "2")]
+    (folders[0] / "properties.csv").write_text("case,noise\ncase_0_00,loud\n")
+    with pytest.raises(InputError, match="must hold a column case and columns of numbers"):
+        subgroups_table(read_study([tmp_path / "s"]), ["pointrend_s2 - dense"])
+
+
+def test_steps_timed_alone_come_from_the_benchmark(tmp_path, make_run):
+    for arm in PAIR:
+        folder = make_run(tmp_path / "s", arm)
+        config = json.loads((folder / "config.yaml").read_text())
+        config |= {"training": {"patch": [4, 5, 6], "batch": 2}, "study": {"comparisons": ["pointrend_s2 - dense"]}}
+        (folder / "config.yaml").write_text(json.dumps(config))
+    study = read_study([tmp_path / "s"])
+    assert "s per step, alone" not in costs_table(study).columns
+    (tmp_path / "benchmarks").mkdir()
+    rows = ["config,size,batch,arm,seconds", "s,4x5x6,2,dense,0.2", "s,4x5x6,2,pointrend_s2,0.1", "t,4x5x6,2,dense,9"]
+    (tmp_path / "benchmarks" / "step.csv").write_text("\n".join(rows) + "\n")
+    table = costs_table(study)
+    assert [row[1] for row in table.rows] == ["0.200 (1.00)", "0.100 (0.50)"]
+    assert "at 0.50 times the seconds per training step" in " ".join(build_report([tmp_path / "s"]).headline())
+
+
+def test_arms_of_a_study_keep_its_order(tmp_path, make_run):
+    study = {"arms": {"dense_equal_time": {}, "a_control": {}}}
+    for arm in ("a_control", "dense_equal_time"):
+        make_run(tmp_path / "s", arm, offset=0.0, study=study)
+    assert read_study([tmp_path / "s"]).arms == ["dense_equal_time", "a_control"]
+
+
+def test_markdown_shows_the_figures_of_the_page(study_folder, tmp_path):
+    report = build_report([study_folder])
+    write_report(report, tmp_path)
+    linked = re.findall(r"\]\((figures/[^)]+)\)", (tmp_path / "report.md").read_text())
+    assert len(linked) == len(figures_of(report)) == len(set(linked))
+    for name in linked:
+        drawn = (tmp_path / name).read_text()
+        assert drawn.startswith("<svg")
+        assert "currentColor" not in drawn
+
+
+def test_a_margin_gives_a_column_of_noninferiority(tmp_path, make_run):
+    study = {"comparisons": ["pointrend_s2 - dense"], "equivalence_margin": 0.005, "equivalence_reason": "a test"}
+    for fold in range(6):
+        write_pair(make_run, tmp_path / "s", -0.004, study=study, fold=fold)
+        write_pair(make_run, tmp_path / "t", -0.006, study=study, fold=fold)
+        write_pair(make_run, tmp_path / "u", -0.006, study={"comparisons": study["comparisons"]}, fold=fold)
+    near, far, free = (build_report([tmp_path / name]) for name in "stu")
+    assert (dice(near).noninferior, dice(far).noninferior, dice(free).noninferior) == ("non-inferior", "inferior", "")
+    (table,) = near.difference_tables()
+    assert dict(zip(table.columns, table.rows[0], strict=True))["non-inferior"] == "yes"
+    assert "non-inferior" not in free.difference_tables()[0].columns
+    assert any("the 95 % interval lies above -0.005" in note for note in near.notes())
+
+
+def test_cases_of_one_subject_are_resampled_together(tmp_path, make_run):
+    study = {"comparisons": ["pointrend_s2 - dense"]}
+    for arm in PAIR:
+        make_run(tmp_path / "s", arm, study=study)
+        path = tmp_path / "s" / arm / "fold0_seed0" / "cases.csv"
+        table = pd.read_csv(path, dtype=str)
+        table.assign(subject=table["case"].str[-2:].astype(int) // 2).to_csv(path, index=False)
+    report = build_report([tmp_path / "s"])
+    assert (dice(report).summary.cases, dice(report).summary.subjects) == (12, 6)
+    (table,) = report.difference_tables()
+    assert dict(zip(table.columns, table.rows[0], strict=True))["cases"] == "12 of 6 subjects"

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
 
 from vnet.data.colours import structure_colours
 from vnet.data.dataset import Dataset
 from vnet.data.planes import contour_picture, cut_slices, displayed, largest_slices, outline
+from vnet.evaluation.scores import CaseScores, PredictedCase
+from vnet.inference.prediction import Prediction
 from vnet.report.case_pictures import CasePicture, pick_extremes, png, write_pictures
+from vnet.report.changes import WRONG, densest_window, find_change, window_size
 from vnet.report.pictures import ASKED, DRAWN, points_picture, uncertainty_picture
 
 SHAPE, SPACING = (6, 8, 10), (3.0, 1.0, 2.0)
@@ -231,3 +237,130 @@ def test_the_colours_of_a_png_stay_close() -> None:
     again = np.asarray(Image.open(io.BytesIO(png(picture))).convert("RGB")).astype(int)
     assert again.shape == picture.shape
     assert np.abs(again - picture).mean() < 4
+
+
+def test_the_colour_of_a_few_pixels_survives_in_a_png() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (200, 200, 1), dtype=np.uint8)
+    picture = np.repeat(grey, 3, axis=2)
+    picture[:3, :5] = structure_colours(3)[2]
+    again = np.asarray(Image.open(io.BytesIO(png(picture))).convert("RGB")).astype(int)
+    assert np.abs(again[:3, :5] - structure_colours(3)[2]).max() <= 4
+
+
+ORGAN, VESSEL = 1, 2
+
+
+def predicted(truth, before, after, *, image=None, refined=True) -> PredictedCase:
+    """A case whose refined voxels are those that differ and a few that do not."""
+    index = np.flatnonzero((before != after) | (np.arange(before.size).reshape(before.shape) % 7 == 0))
+    index = index if refined else index[:0]
+    zeros = np.zeros(len(index))
+    prediction = Prediction(
+        after, refined, index, before.ravel()[index], zeros, zeros, torch.zeros(3, 1, 1, 1), truth.shape, (1.0,) * 3
+    )
+    image = np.zeros(truth.shape, np.float32) if image is None else image
+    return PredictedCase(
+        SimpleNamespace(name="a"), SimpleNamespace(array=image[None], spacing_mm=SPACING), truth, prediction, 0.0
+    )
+
+
+def scores(before: float, after: float) -> CaseScores:
+    """Mean Dice before and after, of two structures and of one that is absent."""
+    dice = {False: np.array([before - 0.1, before + 0.1, np.nan]), True: np.array([after, after, np.nan])}
+    return CaseScores("a", dice, {}, [], None, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_plane_of_a_change_holds_most_changed_voxels(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    truth, before = random.integers(0, 3, (2, *SHAPE)).astype(np.uint8)
+    after = np.where(random.random(SHAPE) < 0.2, random.integers(0, 3, SHAPE), before).astype(np.uint8)
+    found = find_change(predicted(truth, before, after), scores(0.6, 0.7))
+    counts = {
+        (axis, cut): int((np.take(before, cut, axis) != np.take(after, cut, axis)).sum())
+        for axis, n in enumerate(SHAPE)
+        for cut in range(n)
+    }
+    assert counts[found.axis, found.cut] == max(counts.values())
+    assert (found.unrefined != found.refined).sum() == max(counts.values())  # the window holds the whole small plane
+    np.testing.assert_array_equal(found.truth, np.take(truth, found.cut, found.axis))
+    assert (found.before, found.after) == (pytest.approx(0.6), pytest.approx(0.7))
+    assert found.gain == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_window_of_a_change_holds_as_many_changed_voxels_as_any(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = random.random((23, 31)) < 0.1
+    size = (7, 11)
+    most = max(mask[i : i + 7, j : j + 11].sum() for i in range(23 - 6) for j in range(31 - 10))
+    window = densest_window(mask, size)
+    assert mask[window].shape == size
+    assert mask[window].sum() == most
+
+
+def test_the_window_of_a_change_has_it_in_its_middle_unless_the_plane_ends() -> None:
+    mask = np.zeros((50, 61), bool)
+    mask[20:23, 40:42] = True
+    assert densest_window(mask, (9, 12)) == (slice(17, 26), slice(35, 47))
+    assert densest_window(mask, (45, 99)) == (slice(0, 45), slice(0, 61))
+    assert window_size((1.0, 2.5)) == (32, 13)  # square in mm
+
+
+def test_what_was_fixed_is_wrong_on_the_left_alone_and_what_was_broken_on_the_right(monkeypatch) -> None:
+    truth, before = volume((1, 5), (2, 6), (2, 7)), volume((1, 5), (2, 6), (2, 6))
+    after = before.copy()
+    fixed, broken = [(2, y, 6) for y in (2, 3, 4, 5)], [(2, 4, 4), (2, 1, 8)]
+    for place in fixed:
+        after[place] = ORGAN
+    after[broken[0]], after[broken[1]] = VESSEL, ORGAN
+    words: dict[str, float] = {}
+    write = ImageDraw.ImageDraw.text
+
+    def noting(self, xy, text, *rest, **options):
+        words.setdefault(text, xy[0])
+        write(self, xy, text, *rest, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noting)
+    picture = find_change(predicted(truth, before, after), scores(0.6, 0.8)).draw("best", "case_7")
+
+    def colour(panel: int, y: int, x: int) -> tuple[int, ...]:
+        """In the middle of a voxel. Two lines of 32 pixels lie above; the plane is 2.5 times as wide as high."""
+        line, column = 64 + 154 * (1 - (y + 0.5) / 8), 8 + 392 * panel + 384 * (1 - (x + 0.5) / 10)
+        return tuple(map(int, picture[int(line), int(column)]))
+
+    tint = tuple(int(0.45 * part) for part in WRONG)
+    for _, y, x in fixed:
+        assert (colour(0, y, x), colour(1, y, x)) == (tint, (0, 0, 0))
+    for _, y, x in broken:
+        assert (colour(0, y, x), colour(1, y, x)) == ((0, 0, 0), tint)
+    assert colour(0, 3, 3) == colour(1, 3, 3) == (0, 0, 0)
+    assert {"without the head, axial 2", "with the head, axial 2", "4 voxels fixed, 2 broken"} <= set(words)
+    assert "largest gain: case_7, Dice 0.600 without, 0.800 with the head" in words
+    assert words["R"] < words["L"]  # radiological, as everywhere
+
+
+def test_no_change_is_shown_without_a_head_nor_where_the_truth_is_ignored() -> None:
+    truth, before = volume((1, 5), (2, 6), (2, 7)), volume((1, 5), (2, 6), (2, 6))
+    after = before.copy()
+    after[3, 4, 6] = ORGAN
+    truth[3, 4, 6] = 255
+    assert find_change(predicted(truth, before, before), scores(0.6, 0.6)) is None
+    assert find_change(predicted(truth, before, after), scores(0.6, 0.6), ignore=255) is None
+    assert find_change(predicted(truth, after, after, refined=False), scores(0.6, 0.6)) is None
+    after[2, 3, 6] = ORGAN
+    found = find_change(predicted(truth, before, after), scores(0.6, 0.6), ignore=255)
+    assert (found.axis, found.cut, int((found.unrefined != found.refined).sum())) == (0, 2, 1)
+
+
+def test_the_best_the_median_and_the_worst_change_are_written(tmp_path: Path) -> None:
+    truth, before = volume((1, 5), (2, 6), (2, 7)), volume((1, 5), (2, 6), (2, 6))
+    made = []
+    for name, after in (("a", 0.5), ("b/1", 0.9), ("c", 0.7), ("d", math.nan)):
+        change = find_change(predicted(truth, before, truth), scores(0.6, after))
+        made.append(replace(case(name, 0.5), change=change))
+    made.append(case("e", 0.5))
+    write_pictures(tmp_path, made, dataset())
+    found = sorted(path.name for path in tmp_path.glob("change_*"))
+    assert found == ["change_best_b_1.png", "change_median_c.png", "change_worst_a.png"]
+    assert all(path.stat().st_size < 100_000 for path in tmp_path.glob("*.png"))

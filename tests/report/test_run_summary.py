@@ -1,17 +1,22 @@
-"""What a run says at its end, from made-up tables whose numbers are known."""
+"""What a run says at its end and how its curve ended, from made-up tables whose numbers are known."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vnet.evaluation.study_tables import read_study
-from vnet.report.output import print_run_summary
+from vnet.core.errors import InputError
+from vnet.evaluation.study_tables import Study, read_study
+from vnet.report.curves import Ending, convergence_notes, convergence_table, endings, ends_of_last_quarter
+from vnet.report.output import print_run_summary, write_report
+from vnet.report.report import build_report
 from vnet.report.run_summary import commands, next_looks, program, summary_table
+from vnet.report.tables import markdown
 
 HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm"
 ROWS = """
@@ -59,8 +64,18 @@ def test_what_to_look_at_next(run: Path) -> None:
         "refinement: Dice +0.0250, better in 1 and worse in 0 of 2 cases; of 100 voxels asked about 25% fixed, "
         "10% broken",
         "training: 3 steps not finite, dropped; a lower training.learning_rate may help",
-        "training: Dice rose by 0.050 up to the last validation; more training.steps may help",
+        "training: not converged, Dice rose by 0.025 over the last quarter of the steps; more training.steps may help",
     ]
+
+
+def test_the_pictures_of_the_largest_and_the_smallest_gain_are_named(run: Path) -> None:
+    for rank, case in (("best", "a"), ("median", "c"), ("worst", "b")):
+        (run / "pictures" / f"change_{rank}_{case}.png").write_bytes(b"")
+    pictures = run / "pictures"
+    assert next_looks(read_study([run / "cases.csv"]))[3] == (
+        f"where refinement gained most and least: look at {pictures / 'change_best_a.png'} and "
+        f"{pictures / 'change_worst_b.png'}"
+    )
 
 
 def test_a_curve_that_fell_names_its_best_step(run: Path) -> None:
@@ -104,3 +119,66 @@ def test_a_run_without_validation_cases_says_so(run: Path, capsys: pytest.Captur
     (run / "cases.csv").write_text("")
     print_run_summary(run)
     assert "no validation case" in capsys.readouterr().out
+
+
+def test_the_last_quarter_begins_between_validations_on_a_straight_line() -> None:
+    assert ends_of_last_quarter({250: 0.5, 500: 0.6, 750: 0.7, 1000: 0.75}) == (pytest.approx(0.7), 0.75)
+    # 3/4 of 200 lies half way between 100 and 200
+    assert ends_of_last_quarter({200: 0.8, 100: 0.6}) == (pytest.approx(0.7), 0.8)
+    assert ends_of_last_quarter({160: 0.6, 200: 0.8}) is None
+    assert ends_of_last_quarter({200: 0.8}) is None
+    assert ends_of_last_quarter({}) is None
+
+
+CURVES = {
+    ("dense", 0): "30,0.700\n40,0.704\n",
+    ("dense", 1): "30,0.700\n40,0.702\n",
+    ("coarse_s2", 0): "30,0.7000\n40,0.7015\n",
+    ("pointrend_s2", 0): "35,0.7\n40,0.9\n",
+    ("coarse_s4", 0): "",
+}
+
+
+@pytest.fixture
+def ended(tmp_path: Path, make_run: Callable[..., Path]) -> Study:
+    for (arm, seed), rows in CURVES.items():
+        folder = make_run(tmp_path / "s", arm, seed=seed)
+        (folder / "metrics.csv").write_text("step,dice\n" + rows)
+    return read_study([tmp_path / "s"])
+
+
+def test_an_arm_has_not_converged_where_the_mean_over_its_runs_still_rises(ended: Study) -> None:
+    assert endings(ended) == {
+        "dense": Ending(2, pytest.approx(0.7), pytest.approx(0.703)),
+        "coarse_s2": Ending(1, pytest.approx(0.7), pytest.approx(0.7015)),
+        "pointrend_s2": None,
+    }
+    assert convergence_table(ended).rows == (
+        ("dense", "not converged", "0.7000", "0.7030", "+0.0030", "2"),
+        ("coarse_s2", "no longer rises", "0.7000", "0.7015", "+0.0015", "1"),
+        ("pointrend_s2", "not known", "-", "-", "-", "0"),
+    )
+
+
+def test_the_report_says_not_converged_and_where_it_is_not_known(ended: Study, tmp_path: Path) -> None:
+    risen, unknown = convergence_notes(ended)
+    assert risen == (
+        "Not converged: dense (+0.0030). Their Dice still rose by more than 0.002 over the last quarter of the steps,"
+        " so longer training may change the differences."
+    )
+    assert unknown.startswith(
+        "Not known to have converged: pointrend_s2. Their runs have no validation before the last"
+    )
+    report = build_report([tmp_path / "s"])
+    page = write_report(report, tmp_path / "report").read_text()
+    for text in (risen, unknown):
+        assert text in report.notes()
+        assert f'<p class="note">{text}</p>' in page
+    assert "Convergence: validation Dice over the last quarter of the steps" in page
+    assert markdown(convergence_table(ended)) in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_curve_without_steps_is_refused(ended: Study, tmp_path: Path) -> None:
+    (tmp_path / "s" / "dense" / "fold0_seed0" / "metrics.csv").write_text("a,dice\n1,0.5\n")
+    with pytest.raises(InputError, match="dense fold 0 seed 0: its validation curve cannot be read"):
+        endings(read_study([tmp_path / "s"]))

@@ -61,7 +61,8 @@ def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
         assert (folder / f"checkpoints/{name}.ckpt").is_file()
     info = json.loads((folder / "run.json").read_text())
     wanted = (
-        "steps seconds_per_step seconds_per_case peak_memory_mib parameters multiply_adds commit config_hash data_hash"
+        "steps seconds_per_step seconds_per_case peak_memory_mib parameters multiply_adds multiply_adds_prediction"
+        " commit config_hash data_hash"
     )
     assert set(wanted.split()) <= set(info)
     assert info["steps"] == 6

@@ -38,6 +38,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def plain_name(name: str) -> str:
+    """A name as part of a file's name: letters, digits, dashes and dots stay, all else becomes `_`."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+
+
 def write_text(path: Path, text: str) -> None:
     """As `write_bytes`, for text in UTF-8."""
     write_bytes(path, text.encode())

@@ -1,7 +1,7 @@
 """Runs: the folder of one, and the kept results of a study's finished ones.
 
 RUN_ROOT/NAME/ARM/foldF_seedS holds config.yaml, run.json, splits.json, log.txt, metrics.csv, cases.csv, refinement.csv,
-pictures/{worst,median,best}_CASE.png, checkpoints/{last,best}.ckpt and TensorBoard events.
+pictures/{,change_}{worst,median,best}_CASE.png, checkpoints/{last,best}.ckpt and TensorBoard events.
 
 RESULTS/STUDY is small enough to be committed. It holds config.yaml (what the runs have in common), runs.csv (a row a
 run), cases.csv, refinement.csv, curves.csv (a row a validation), splits.json and, where the data set has one,

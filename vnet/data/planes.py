@@ -237,17 +237,19 @@ def compose(
     notes: Sequence[str] = (),
     *,
     upright: bool = False,
+    axes: Sequence[int] = (0, 1, 2),
 ) -> Picture:
     """Panels on a page: a row a name and a column a plane (the reverse if `upright`), title above, legend below.
 
     Args:
-        grid: of each name its three planes.
+        grid: of each name its planes.
         names: of the label volumes, written above each panel; may be "".
         cuts: slice number of each plane.
         legend: name to colour.
         notes: what is written behind the legend.
+        axes: that the planes are across.
     """
-    cells = [[grid[i][axis] for i in range(len(grid))] for axis in range(3)] if upright else grid
+    cells = [[planes[k] for planes in grid] for k in range(len(axes))] if upright else grid
     size = max(min(panel.shape[1 if upright else 0] for row in grid for panel in row) // 18, 12)
     font, gap = _font(size), 8
     widths = [max(row[i].shape[1] for row in cells) for i in range(len(cells[0]))]
@@ -265,10 +267,11 @@ def compose(
     for i, row in enumerate(cells):
         left = (width - sum(widths) - gap * (len(widths) - 1)) // 2
         for j, panel in enumerate(row):
-            axis, name = (i, names[j]) if upright else (j, names[i])
+            number, name = (i, names[j]) if upright else (j, names[i])
+            axis = axes[number]
             place = left + (widths[j] - panel.shape[1]) // 2
             page.paste(Image.fromarray(panel), (place, top + line))
-            caption = ", ".join(filter(None, [name, f"{PLANES[axis]} {cuts[axis]}"]))
+            caption = ", ".join(filter(None, [name, f"{PLANES[axis]} {cuts[number]}"]))
             draw.text((left + widths[j] / 2, top + line / 2), caption, INK, font, anchor="mm")
             _mark_sides(draw, SIDES[axis], place, top + line, panel.shape, font)
             left += widths[j] + gap

@@ -80,7 +80,11 @@ class CaseScores:
     def mean_dice(self) -> float:
         """Mean over the structures of the labels that count (refined where a head refines); NaN where all are
         absent."""
-        dice = self.dice[max(self.dice)]
+        return self.mean_dice_of(max(self.dice))
+
+    def mean_dice_of(self, refined: bool) -> float:
+        """Mean over the structures of the refined or the unrefined labels; NaN where all are absent."""
+        dice = self.dice[refined]
         present = dice[~np.isnan(dice)]
         return float(present.mean()) if len(present) else float("nan")
 

@@ -196,21 +196,32 @@ def refuse_beyond_memory(config: Config, *, in_channels: int, classes: int) -> N
         )
 
 
-def count_multiply_adds(model: Segmenter, image: Tensor) -> int:
-    """Multiply-adds of a forward pass, the head at its training points included (convolutions and matrix products;
+def count_multiply_adds(model: Segmenter, image: Tensor, num_points: int | None = None) -> int:
+    """Multiply-adds of a forward pass, the head at its points included (convolutions and matrix products;
     interpolation is not counted).
 
     Args:
         image: (1, C, D, H, W).
+        num_points: at which the head is asked; None takes those of a training step.
     """
+    drawn = model.points.num_points
+    counted = _count_multiply_adds(model, image, drawn)
+    if num_points is None or model.head is None:
+        return counted
+    # each point takes as many: those of a whole volume are not computed
+    further = _count_multiply_adds(model, image, 2 * drawn) - counted
+    return counted + further * (num_points - drawn) // drawn
+
+
+def _count_multiply_adds(model: Segmenter, image: Tensor, num_points: int) -> int:
     training = model.training
     image = image.expand(2, *image.shape[1:])  # of a lone sample, `vnet.model.layers` may convolve overlapping halves
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         coarse, features = model.network(image)
         if model.head is not None:
-            points = torch.rand(2, model.points.num_points, image.ndim - 2, device=image.device)
-            at_points = coarse.new_zeros(2, coarse.shape[1], points.shape[1])
+            points = torch.rand(2, num_points, image.ndim - 2, device=image.device)
+            at_points = coarse.new_zeros(2, coarse.shape[1], num_points)
             model.head.predict_points(points, at_points, model.head_features(features), image)
     model.train(training)
     return int(counter.get_total_flops()) // 4  # two operations each, two samples

@@ -123,7 +123,9 @@ def _augmentation(run: RunRecord, study: Study) -> str:
 
 def _tree(run: RunRecord, study: Study) -> str:
     commit = str(run.info.get("commit") or "")
-    return f"{commit.rstrip('+')} with changes" if commit.endswith("+") else commit
+    if not commit:
+        return ""
+    return f"{commit.rstrip('+')}, from a changed tree" if commit.endswith("+") else f"{commit}, tree not changed"
 
 
 SETTINGS: dict[str, Callable[[RunRecord, Study], str]] = {
@@ -172,6 +174,7 @@ def _plain(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+PREDICTION = "multiply_adds_prediction"  # runs of before have none
 ALONE = "seconds_per_step_alone"  # from the benchmark of steps, not from the runs
 COSTS = {
     ALONE: "s per step, alone",
@@ -182,6 +185,7 @@ COSTS = {
     "peak_memory_prediction_mib": "peak MiB, prediction",
     "parameters": "parameters",
     "multiply_adds": "multiply-adds",
+    PREDICTION: "multiply-adds, prediction",
 }
 
 
@@ -219,13 +223,18 @@ def costs_table(study: Study) -> Table:
     """Costs by arm, each with its ratio to the first arm (dense where there is one)."""
     by_arm = costs(study)
     base = by_arm[study.arms[0]]
-    alone = any(math.isfinite(values[ALONE]) for values in by_arm.values())
-    shown = [key for key in COSTS if alone or key != ALONE]
+    known = {key for key in COSTS if any(math.isfinite(values[key]) for values in by_arm.values())}
+    alone = ALONE in known
+    shown = [key for key in COSTS if key in known or key not in (ALONE, PREDICTION)]
     rows = [
         (marked_side(study, arm), *(_cost(key, values[key], base[key]) for key in shown))
         for arm, values in by_arm.items()
     ]
-    note = f"In brackets: the ratio to {study.arms[0]}. Means over the runs of an arm."
+    note = (
+        f"In brackets: the ratio to {study.arms[0]}. Means over the runs of an arm. Multiply-adds: of a forward pass"
+        " over a training patch, with the head at its training points; for prediction, with the head at the voxels that"
+        " it refines. s per case: from the file to labels, without scoring."
+    )
     if alone:
         note += (
             " Alone: the arms taking turns in one process, nothing else running (python scripts/benchmark.py step);"
@@ -240,6 +249,7 @@ def _cost(key: str, value: float, base: float) -> str:
     shown: Callable[[float], str] = {
         "parameters": lambda v: f"{v / 1e6:.2f} M",
         "multiply_adds": lambda v: f"{v / 1e9:.2f} G",
+        PREDICTION: lambda v: f"{v / 1e9:.2f} G",
         "peak_memory_mib": lambda v: f"{v:.0f}",
         "peak_memory_prediction_mib": lambda v: f"{v:.0f}",
     }.get(key, lambda v: f"{v:.3f}")

@@ -1,20 +1,24 @@
-"""The worst, the median and the best case of a set, as pictures: what one looks at before any mean."""
+"""The worst, the median and the best case of a set, as pictures: what one looks at before any mean.
+
+With a head also three changes: the largest, the median and the smallest gain of Dice by refinement.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vnet.core.files import write_bytes, write_text
+from vnet.core.files import plain_name, write_bytes, write_text
 from vnet.data.dataset import Dataset
 from vnet.data.planes import TRUTH, Picture, Slices, contour_picture, cut_slices
 from vnet.evaluation.scores import PredictedCase
+from vnet.report.changes import Change
 
 RANKS = ("worst", "median", "best")
 KEPT_PX = 264  # height of a plane in the pictures beside the tables, so that each stays below 100 kB
@@ -30,11 +34,18 @@ class CasePicture:
         dice: mean over its structures, of the labels that count (refined where a head refines); NaN where every
             structure is absent.
         slices: three planes.
+        change: what refinement changed; None where it changed nothing, or was not asked for.
     """
 
     name: str
     dice: float
     slices: Slices
+    change: Change | None = None
+
+    @property
+    def gain(self) -> float:
+        """Of Dice by refinement; NaN where there is no change to show."""
+        return self.change.gain if self.change else math.nan
 
     def draw(self, title: str, size_px: int, *, upright: bool = False) -> Picture:
         """Arguments as of `vnet.data.planes.contour_picture`."""
@@ -42,12 +53,15 @@ class CasePicture:
         return contour_picture(self.slices, whole, size_px, upright=upright)
 
 
-def case_picture(predicted: PredictedCase, dice: float, structures: Sequence[str]) -> CasePicture:
+def case_picture(
+    predicted: PredictedCase, dice: float, structures: Sequence[str], change: Change | None = None
+) -> CasePicture:
     """The planes of a case through its structures: first channel, truth, and labels: with a head also unrefined ones.
 
     Args:
         dice: mean over the case's structures, for the title.
         structures: names, the first is the background.
+        change: of `vnet.report.changes.find_change`.
     """
     prediction, volume = predicted.prediction, predicted.volume
     if prediction.refined:
@@ -55,30 +69,38 @@ def case_picture(predicted: PredictedCase, dice: float, structures: Sequence[str
     else:
         versions = {"prediction": prediction.labels}
     slices = cut_slices(volume.array[0], {TRUTH: predicted.truth} | versions, volume.spacing_mm, structures)
-    return CasePicture(predicted.case.name, dice, slices)
+    return CasePicture(predicted.case.name, dice, slices, change)
 
 
-def pick_extremes(cases: Sequence[CasePicture]) -> dict[str, CasePicture]:
+def pick_extremes(
+    cases: Sequence[CasePicture], value_of: Callable[[CasePicture], float] = lambda case: case.dice
+) -> dict[str, CasePicture]:
     """`worst`, `median` and `best` to a case; fewer where there are fewer cases, none where none can be ranked.
 
     Of an even number the lower of both middle ones is the median, so that it is a case; names settle ties.
+
+    Args:
+        value_of: a case's value, the higher the better; a case of NaN is left out.
     """
-    ranked = sorted((case for case in cases if not math.isnan(case.dice)), key=lambda case: (case.dice, case.name))
+    ranked = sorted((c for c in cases if not math.isnan(value_of(c))), key=lambda c: (value_of(c), c.name))
     if len(ranked) < 3:
         return dict(zip(("worst", "best"), ranked, strict=False))
     return dict(zip(RANKS, (ranked[0], ranked[(len(ranked) - 1) // 2], ranked[-1]), strict=True))
 
 
 def write_pictures(folder: Path, cases: Sequence[CasePicture], dataset: Dataset) -> list[Path]:
-    """RANK_CASE.png of the extremes, and SOURCE.md where the data set names its source; those of before go.
+    """RANK_CASE.png of the extremes, change_RANK_CASE.png of those by gain of refinement, and SOURCE.md where the data
+    set names its source; those of before go.
 
     Returns:
         The pictures.
     """
     kept = {}
     for rank, case in pick_extremes(cases).items():
-        plain = "".join(c if c.isalnum() or c in "-." else "_" for c in case.name)
-        kept[folder / f"{rank}_{plain}.png"] = png(case.draw(rank, KEPT_PX))
+        kept[folder / f"{rank}_{plain_name(case.name)}.png"] = png(case.draw(rank, KEPT_PX))
+    for rank, case in pick_extremes(cases, lambda case: case.gain).items():
+        if case.change:
+            kept[folder / f"change_{rank}_{plain_name(case.name)}.png"] = png(case.change.draw(rank, case.name))
     for old in folder.glob("*.png"):
         if old not in kept:
             old.unlink()
@@ -98,5 +120,7 @@ def source_note(name: str, source: Mapping[str, str]) -> str:
 def png(picture: Picture) -> bytes:
     """PNG of `COLOURS`: planes of grey, tints and lines lose nothing that the eye would miss."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).quantize(COLOURS).save(file, "PNG", optimize=True)
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    # the default, a median cut, turns the few pixels of a thin structure or of its legend grey
+    image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from vnet.evaluation.comparison import MEAN, Difference, paired_cases
 from vnet.evaluation.study_tables import Study
@@ -70,21 +71,24 @@ def forest(differences: Sequence[Difference], margin: float | None) -> Figure:
         margin: half width of the band of equivalence.
     """
     rows = [(d, d.summary) for d in differences if d.summary]
-    figure, axes = _canvas(0.7 + 0.42 * len(rows))
+    heights = [0.42 if d.structure == MEAN else 0.27 for d, _ in rows]  # two lines of text, or one
+    places = np.cumsum(heights) - np.array(heights) / 2
+    figure, axes = _canvas(0.7 + sum(heights))
     if margin:
         axes.axvspan(-margin, margin, color=GREY, alpha=0.18, linewidth=0)
     axes.axvline(0, color=INK, linewidth=0.8)
     shown = [0.0]
-    for y, (d, s) in enumerate(rows):
+    for y, (d, s) in zip(places, rows, strict=True):
         main = d.structure == MEAN
         shown += [value for value in (s.mean, s.low, s.high) if math.isfinite(value)]
         if s.over_trainings is not None:
-            axes.plot(s.over_trainings, [y + 0.27] * 2, color=GREY, linewidth=1, marker="|", markersize=5)
+            axes.plot(s.over_trainings, [y + 0.11] * 2, color=GREY, linewidth=1, marker="|", markersize=5)
         if math.isfinite(s.low):
             axes.plot([s.low, s.high], [y, y], color=BLUE if main else GREEN, linewidth=2.4 if main else 1.6)
         axes.plot([s.mean], [y], marker="s" if main else "o", color=BLUE if main else GREEN, markersize=6)
-    axes.set_yticks(range(len(rows)), [_row_name(d) for d, _ in rows])
-    axes.invert_yaxis()
+    axes.set_yticks(places, [_row_name(d) for d, _ in rows])
+    axes.set_ylim(sum(heights), 0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     # of two trainings the interval is many times as wide: it may leave the chart
     room = 0.35 * (max(shown) - min(shown) or 0.01)
     axes.set_xlim(min(shown) - room, max(shown) + room)
@@ -230,11 +234,12 @@ def gain_by(study: Study, comparison: str, column: str, title: str) -> Figure:
         of_structure = first[first.index.get_level_values("structure") == structure]
         property_of = of_structure.groupby("case")[column].mean().reindex(pairs.index)
         axes.scatter(property_of, pairs, s=9, color=colour, alpha=0.75, label=structure, linewidths=0)
-    if column.endswith("_ml") and (first[column] > 0).any():
+    volumes = first[column][first[column] > 0]
+    if column.endswith("_ml") and len(volumes) and volumes.max() >= 10 * volumes.min():
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(which="minor", colors=INK, labelsize=TEXT_PT)
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(title)
     axes.set_ylabel("difference of Dice")
     _legend_above(axes, columns=3)

@@ -6,17 +6,16 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from matplotlib.figure import Figure as Chart
 
-from vnet.core.errors import InputError
 from vnet.evaluation.comparison import MEAN, Difference, arm_means, refinement_comparisons
 from vnet.evaluation.refinement import ALL
 from vnet.evaluation.study_tables import Study
 from vnet.report import charts
 from vnet.report.arms import ALONE, costs
 from vnet.report.charts import svg_text
+from vnet.report.curves import mean_curves
 from vnet.report.report import Report
 from vnet.report.subgroups import OF_STRUCTURES, Counts, by_bin, case_anchors
 from vnet.report.tables import change, comparison_name, score
@@ -76,27 +75,6 @@ def figures_of(report: Report) -> list[Figure]:
     return [_figure(section, drawn) for section, found in parts for drawn in found]
 
 
-def read_curves(study: Study) -> dict[str, dict[int, float]]:
-    """Arm to step to mean validation Dice over its runs; arms without two validations are left out.
-
-    Raises:
-        InputError: a curves.csv without steps or Dice.
-    """
-    found = {}
-    for arm in study.arms:
-        by_step: dict[int, list[float]] = {}
-        for run in (run for run in study.runs if run.arm == arm):
-            try:
-                rows = [(int(row["step"]), float(row["dice"])) for row in run.rows("curves.csv").to_dict("records")]
-            except (KeyError, ValueError) as error:
-                raise InputError(f"{run.name}: its validation curve cannot be read ({error})") from None
-            for step, dice in rows:
-                by_step.setdefault(step, []).append(dice)
-        if len(by_step) > 1:
-            found[arm] = {step: fmean(values) for step, values in sorted(by_step.items())}
-    return found
-
-
 def _figure(section: str, drawn: Drawn) -> Figure:
     name = re.sub(r"\W+", "_", drawn.name).strip("_")
     return Figure(section, name, svg_text(drawn.chart, name, drawn.caption, drawn.seen), drawn.caption)
@@ -152,7 +130,7 @@ def _accuracy_cost(report: Report) -> Iterator[Drawn]:
 
 
 def _learning_curves(study: Study) -> Iterator[Drawn]:
-    curves = read_curves(study)
+    curves = mean_curves(study)
     if curves:
         caption = "Validation Dice while training, a line an arm, mean over its runs."
         ends = (

@@ -45,7 +45,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 def markdown_page(report: Report, figures: Sequence[Figure]) -> str:
     """The report as Markdown; its figures are files beside it."""
-    commands = "\n".join(["```", *provenance.commands(report.study), "```"])
+    commands = "\n".join(["```", *provenance.commands(report.study, report.options), "```"])
     parts = [
         f"# {provenance.title(report.study)}",
         QUESTION,

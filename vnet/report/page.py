@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from vnet.core.files import plain_name
 from vnet.evaluation.study_tables import RunRecord, Study
 from vnet.report import provenance
 from vnet.report.arms import arms_table, training_table
@@ -60,6 +61,9 @@ figure svg { width: 100%; height: auto; display: block; }
 figure svg text { font-family: inherit !important; }
 figure img { max-width: 100%; height: auto; display: block; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 2.5rem; }
+.pair > * { min-width: 0; }
+.pair > :only-child { max-width: 44rem; }
+.pictures { grid-template-columns: repeat(auto-fit, minmax(min(32rem, 100%), 1fr)); }
 pre { background: var(--tint); padding: .7rem 1rem; font-size: .86rem; margin: 0; }
 @page { size: A4 landscape; margin: 12mm; }
 @media print {
@@ -75,6 +79,7 @@ pre { background: var(--tint); padding: .7rem 1rem; font-size: .86rem; margin: 0
   td.number { white-space: nowrap; padding-left: .4rem; }
   pre { white-space: pre-wrap; }
   .pair { grid-template-columns: 1fr 1fr 1fr; gap: 0 1.5rem; }
+  .pictures { grid-template-columns: 1fr 1fr; }
   figure, tr { break-inside: avoid; }
   thead { display: table-header-group; }
   h2, h3 { break-after: avoid; }
@@ -84,6 +89,8 @@ pre { background: var(--tint); padding: .7rem 1rem; font-size: .86rem; margin: 0
 
 MAX_PICTURES = 12  # of a section
 MAX_PICTURE_BYTES = 400_000
+CHANGE = "change_"  # starts the names of pictures of what refinement did
+PICTURES = (*(CHANGE + rank for rank in ("best", "median", "worst")), "worst", "median", "best")
 GAINS = {"best": "largest gain of Dice", "median": "median gain of Dice", "worst": "smallest gain of Dice, or loss"}
 
 
@@ -150,10 +157,11 @@ def picture_html(path: Path, alternative: str, caption: str) -> str:
 
     Args:
         alternative: what is seen, for a reader who cannot see it.
+        caption: HTML.
     """
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def section_html(heading: str, parts: Sequence[str]) -> str:
@@ -175,14 +183,17 @@ def contents_html(sections: Mapping[str, Sequence[str]]) -> str:
 def pictures_html(study: Study) -> dict[str, list[str]]:
     """Heading to the HTML of a section, from small PNG files in the `pictures` folders of the runs."""
     found = _pictures(study)
-    changes = [(path, run) for path, run in found if path.name.startswith("change_")][:MAX_PICTURES]
-    cases = [(path, run) for path, run in found if not path.name.startswith("change_")][:MAX_PICTURES]
+    changes = [(path, run) for path, run in found if path.name.startswith(CHANGE)][:MAX_PICTURES]
+    cases = [(path, run) for path, run in found if not path.name.startswith(CHANGE)][:MAX_PICTURES]
+    links = {plain_name(case): (case, anchor) for case, anchor in case_anchors(study).items()}
+    sections = {
+        "What refinement did": [_change_html(path, run, links) for path, run in changes],
+        "Worst, median and best case": [_case_html(path, run, links) for path, run in cases],
+    }
     sources = _sources([path for path, _ in [*changes, *cases]])
-    of_changes = [_change_html(path, run) for path, run in changes]
-    of_cases = [_case_html(path, run) for path, run in cases]
     return {
-        "What refinement did": [*of_changes, *sources] if of_changes else [],
-        "Worst, median and best case": [*of_cases, *sources] if of_cases else [],
+        heading: ['<div class="pair pictures">', *parts, "</div>", *sources] if parts else []
+        for heading, parts in sections.items()
     }
 
 
@@ -194,27 +205,37 @@ def _pictures(study: Study) -> list[tuple[Path, RunRecord]]:
     return [
         (picture, run)
         for folder, run in folders.items()
-        for picture in sorted(folder.glob("*.png"), reverse=True)  # worst, median, best
+        for name in PICTURES
+        for picture in sorted(folder.glob(f"{name}_*.png"))
         if picture.stat().st_size <= MAX_PICTURE_BYTES
     ]
 
 
-def _case_html(path: Path, run: RunRecord) -> str:
+Links = Mapping[str, tuple[str, str]]  # case as in a file's name -> its name and the id of its row
+
+
+def _case_html(path: Path, run: RunRecord, links: Links) -> str:
     rank, _, case = path.stem.partition("_")
     seen = (
         f"Three planes of case {case}, the {rank} of {run.name}: the image, tinted where the truth is, with outlines of"
         " the prediction"
     )
-    return picture_html(path, seen, f"{rank} {case}, {run.name}")
+    return picture_html(path, seen, f"{rank} {_linked(case, links)}, {escape(run.name)}")
 
 
-def _change_html(path: Path, run: RunRecord) -> str:
-    _, rank, case = path.stem.split("_", 2)
+def _change_html(path: Path, run: RunRecord, links: Links) -> str:
+    rank, _, case = path.stem.removeprefix(CHANGE).partition("_")
     seen = (
-        f"One slice of case {case} of {run.name} twice, around the voxels that refinement changed: on the left the"
-        " outline without refinement, on the right with it, both with that of the truth"
+        f"One plane of case {case} of {run.name} twice, around the voxels that refinement changed: on the left without"
+        " the head, on the right with it; outlines of the truth and of the prediction, wrong voxels in colour"
     )
-    return picture_html(path, seen, f"{GAINS.get(rank, rank)}: {case}, {run.name}")
+    return picture_html(path, seen, f"{GAINS.get(rank, rank)}: {_linked(case, links)}, {escape(run.name)}")
+
+
+def _linked(plain: str, links: Links) -> str:
+    """The name of a case, as a link to its row where it has one."""
+    case, anchor = links.get(plain, (plain, ""))
+    return f'<a href="#{anchor}">{escape(case)}</a>' if anchor else escape(case)
 
 
 def _sources(pictures: list[Path]) -> list[str]:
@@ -256,7 +277,7 @@ def _sections(report: Report, figures: Sequence[Figure]) -> dict[str, list[str]]
             *map(table_html, report.score_tables()),
             *figures_html(figures, "costs"),
         ],
-        "While training": figures_html(figures, "curves"),
+        "While training": _while_training(report, figures),
         "Case by case": _cases(report, figures),
         "Where refinement helps": [
             *figures_html(figures, "where"),
@@ -282,13 +303,20 @@ def _cases(report: Report, figures: Sequence[Figure]) -> list[str]:
     ]
 
 
+def _while_training(report: Report, figures: Sequence[Figure]) -> list[str]:
+    """The learning curves beside what they say at their end."""
+    curves = [figure_html(figure) for figure in figures if figure.section == "curves"]
+    tables = [f"<div>{table_html(table)}</div>" for table in report.convergence_tables()]
+    return ['<div class="pair">', *curves, *tables, "</div>"] if curves or tables else []
+
+
 def _training(report: Report) -> list[str]:
     table = training_table(report.study)
     return [table_html(table, extra_class="wrapped", titled=False)] if table.rows else []
 
 
 def _provenance(report: Report) -> list[str]:
-    commands = escape("\n".join(provenance.commands(report.study)))
+    commands = escape("\n".join(provenance.commands(report.study, report.options)))
     return [
         *(f'<p class="note">{escape(line)}</p>' for line in provenance.environments(report.study)),
         scroll_box(f"<pre>{commands}</pre>", "Commands"),

@@ -103,14 +103,19 @@ def environments(study: Study) -> list[str]:
     return [line for line in lines if line]
 
 
-def commands(study: Study) -> list[str]:
-    """The commands that make the runs and this report again; data folders appear as DATA/NAME."""
+def commands(study: Study, options: Sequence[str] = ()) -> list[str]:
+    """The commands that make the runs and this report again; data folders appear as DATA/NAME.
+
+    Args:
+        options: of `vnet compare`.
+    """
     lines: dict[str, None] = {}
     for run in study.runs:
         if run.config.get("name"):
             lines[_experiment(run)] = None
     names = dict.fromkeys(str(run.config["name"]) for run in study.runs if run.config.get("name"))
-    return [*lines, *(f"vnet compare {_folder(study, name)}" for name in names)] or ["vnet compare PATH"]
+    folders = [_folder(study, name) for name in names] or ["PATH"]
+    return [*lines, shlex.join(["vnet", "compare", *folders, *options])]
 
 
 def _experiment(run: RunRecord) -> str:

@@ -28,6 +28,7 @@ from vnet.evaluation.refinement import ALL
 from vnet.evaluation.statistics import NO_DIFFERENCE, RUNS_TO_RESAMPLE, THESE, THIS, EquivalenceMargin
 from vnet.evaluation.study_tables import Study, find_tables, read_study
 from vnet.report.arms import ALONE, costs, costs_table
+from vnet.report.curves import convergence_notes, convergence_table
 from vnet.report.subgroups import by_bin, read_refinement, refinement_table, subgroups_table
 from vnet.report.tables import (
     NONINFERIOR,
@@ -198,6 +199,7 @@ class Report:
         missing: runs that the study's config asks for and that have no table.
         apart: differences on the folds on which choices were made; empty where there are none.
         remarks: further notes.
+        options: of `vnet compare` that this report was asked for with.
     """
 
     study: Study
@@ -210,6 +212,7 @@ class Report:
     missing: tuple[str, ...] = ()
     apart: tuple[Difference, ...] = ()
     remarks: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     def headline(self) -> list[str]:
         """One or two sentences: the outcome of the first named comparisons."""
@@ -222,6 +225,7 @@ class Report:
         notes = [
             f"Runs not there yet: {listed(self.missing, SHOWN_MISSING)}." if self.missing else "",
             f"No evidence yet: choices of the method were made on fold {', '.join(sorted(folds))}." if chosen else "",
+            *convergence_notes(self.study),
             scope(self.differences),
             *null_sentences(self.nulls),
             margin_sentence(self.margin),
@@ -249,6 +253,10 @@ class Report:
         """Scores by arm, and costs."""
         return [scores_table(self.study), costs_table(self.study)]
 
+    def convergence_tables(self) -> list[Table]:
+        """Whether Dice still rose when the training ended; none where no run was validated."""
+        return [table] if (table := convergence_table(self.study)).rows else []
+
     def structures_table(self, metrics: Sequence[str] | None = None) -> Table:
         """Differences by structure, of `metrics` or of all."""
         return structures_table(self.differences, self.study.metrics if metrics is None else metrics)
@@ -265,6 +273,7 @@ class Report:
         return [
             *self.difference_tables(),
             *self.score_tables(),
+            *self.convergence_tables(),
             self.structures_table(),
             *self.checkpoint_tables(),
         ]
@@ -308,6 +317,8 @@ def build_report(
     study = whole.on_folds({run.fold for run in whole.runs} - chosen) or whole
     apart = whole.on_folds(chosen) if study is not whole else None
     named = tuple(named_comparisons(study) if named is None else named)
+    options = [word for name in others or () for word in ("--comparison", name)]
+    options += ["--margin", f"{margin.dice:g}", "--margin-reason", margin.reason] if margin else []
     if others is None:
         others = () if named else usual_comparisons(study)
     others = tuple(name for name in others if name not in named)
@@ -327,6 +338,7 @@ def build_report(
         missing=tuple(whole.missing()),
         apart=tuple(compare(apart, shown_apart, margin=dice)) if apart else (),
         remarks=tuple(remark for remark in (margin_remark, spread_remark) if remark),
+        options=tuple(options),
     )
 
 

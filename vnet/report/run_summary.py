@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -16,10 +15,12 @@ from vnet.core.runs import RUNS
 from vnet.evaluation.comparison import MEAN
 from vnet.evaluation.refinement import ALL, COUNTS
 from vnet.evaluation.study_tables import RunRecord, Study
+from vnet.report.curves import RISE, ends_of_last_quarter, read_curve
 from vnet.report.subgroups import read_refinement
 from vnet.report.tables import Table, change, score
 
 MISSED = 0.0
+FALL = 0.005  # of Dice below its best that is worth a line
 
 
 def summary_table(study: Study) -> Table:
@@ -42,7 +43,8 @@ def next_looks(study: Study) -> list[str]:
     """What deserves a look, a line each: the weakest structure and case, what refinement did, how training ended."""
     run = study.runs[0]
     answer = study.cases[study.cases["refined"] == bool(study.heads)]
-    return [*_weakest(answer), *_worst_case(answer, run.pictures), *_refinement(study), *_training(run)]
+    changes = _changes(run.pictures) if study.heads else []
+    return [*_weakest(answer), *_worst_case(answer, run.pictures), *_refinement(study), *changes, *_training(run)]
 
 
 def commands(run: Path) -> list[str]:
@@ -127,20 +129,29 @@ def _refinement(study: Study) -> Iterable[str]:
     )
 
 
+def _changes(pictures: Path) -> Iterable[str]:
+    """Where the pictures of the largest and of the smallest gain lie."""
+    found = [path for rank in ("best", "worst") for path in sorted(pictures.glob(f"change_{rank}_*.png"))]
+    if found:
+        yield f"where refinement gained most and least: look at {' and '.join(map(str, found))}"
+
+
 def _training(run: RunRecord) -> Iterable[str]:
     """How the curve of validations ended, as far as the run tells."""
     info = run.info
     if info.get("dropped_steps"):
         yield f"training: {info['dropped_steps']} steps not finite, dropped; a lower training.learning_rate may help"
-    curve = [(int(row["step"]), float(row["dice"])) for row in run.rows("curves.csv").to_dict("records")]
-    if len(curve) < 2:
+    curve = read_curve(run)
+    ends = ends_of_last_quarter(curve)
+    if ends is None:
         return
-    (_, before), (last, end) = curve[-2:]
-    best_step, best = max(curve, key=lambda point: point[1])
-    if end - before > 0.005:
-        yield f"training: Dice rose by {end - before:.3f} up to the last validation; more training.steps may help"
-    elif best - end > 0.005 and math.isfinite(best):
-        yield f"training: Dice was best at step {best_step} ({best:.3f}) and {end:.3f} at the end, step {last}"
+    before, end = ends
+    best_step, best = max(curve.items(), key=lambda point: point[1])
+    if end - before > RISE:
+        rise = f"Dice rose by {end - before:.3f} over the last quarter of the steps"
+        yield f"training: not converged, {rise}; more training.steps may help"
+    elif best - end > FALL:
+        yield f"training: Dice was best at step {best_step} ({best:.3f}) and {end:.3f} at the end, step {max(curve)}"
 
 
 def _has_events(runs: Path) -> bool:

@@ -236,12 +236,14 @@ def run_facts(trainer: Trainer, scores: Scores) -> dict[str, object]:
 
     `peak_memory_mib` is the highest of training and its validations, `peak_memory_prediction_mib` that of predicting
     a validation case at the end, both of the process that took most; on the CPU they include libraries and what
-    training still holds.
+    training still holds. `multiply_adds` are those of a forward pass over a tile with the head at its training points,
+    `multiply_adds_prediction` with the head at the voxels that it may refine.
     """
     progress, config = trainer.progress, trainer.config
     prediction_mib = reduce_max(scores.peak_memory_mib or 0.0)
     channels = len(trainer.prepared.dataset.modalities)
     volume = torch.zeros(1, channels, *tile_size(config), device=trainer.fabric.device)
+    refined = round(config.points.refine_fraction * volume[0, 0].numel()) if config.points.refine else 0
     return {
         "steps": progress.step,
         "dropped_steps": progress.bad_steps,
@@ -253,6 +255,7 @@ def run_facts(trainer: Trainer, scores: Scores) -> dict[str, object]:
         "peak_memory_prediction_mib": round(prediction_mib, 1) or None,
         "parameters": count_parameters(trainer.plain),
         "multiply_adds": count_multiply_adds(trainer.plain, volume),
+        "multiply_adds_prediction": count_multiply_adds(trainer.plain, volume, num_points=refined),
         "best_step": progress.best_step,
         "processes": trainer.fabric.world_size,
     }

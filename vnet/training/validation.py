@@ -22,6 +22,7 @@ from vnet.evaluation.scores import CaseScores, PredictedCase, Scores, mean_dice,
 from vnet.inference.calibration import Margins, calibrated_margin, changed_margins, share_within
 from vnet.model.segmenter import Segmenter
 from vnet.report.case_pictures import CasePicture, case_picture
+from vnet.report.changes import find_change
 from vnet.report.tensorboard import Board, open_page, write_guide
 from vnet.report.validation_log import log_cases, log_dice, log_first_case, log_points, log_refinement
 
@@ -179,14 +180,15 @@ def validate(
 
     Args:
         model: in evaluation mode afterwards.
-        dice_alone: leave surface distances out, and do not measure memory.
+        dice_alone: leave surface distances and the pictures of changes out, and do not measure memory.
         use: called with each case that this process scored, while its volumes are there.
         faults: as in `score_cases`.
     """
     pictures: dict[str, CasePicture] = {}
 
     def cut_and_use(predicted: PredictedCase, scores: CaseScores) -> None:
-        pictures[scores.case] = case_picture(predicted, scores.mean_dice, prepared.dataset.structures)
+        change = None if dice_alone else find_change(predicted, scores, prepared.dataset.ignore)
+        pictures[scores.case] = case_picture(predicted, scores.mean_dice, prepared.dataset.structures, change)
         use(predicted, scores)
 
     model.eval()
