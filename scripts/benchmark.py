@@ -50,7 +50,7 @@ FUNCTIONS = {
     "kinds": "volume.run_kinds",
     "determinism": "training.run_determinism",
 }
-BY_CASE = ("render", "subdivision")  # those whose rows can be measured one at a time
+BY_CASE = ("render", "subdivision", "nnunet_export")  # those whose rows can be measured one at a time
 WITH_RUN = ("render", "refinement")
 
 

@@ -15,9 +15,11 @@ half precision, and so is its resampled tensor.
 from __future__ import annotations
 
 import inspect
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,10 @@ from nnunetv2.preprocessing.resampling.default_resampling import determine_do_se
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointrend.integrations import NNUNET_TRAINERS
 from pointrend.render import render_labels
+
+VARIABLE = "nnUNet_extTrainer"  # nnU-Net's, of folders with trainers of others
 
 
 class Predictor(nnUNetPredictor):
@@ -46,7 +51,8 @@ class Predictor(nnUNetPredictor):
     """
 
     def initialize_from_trained_model_folder(self, *args: Any, **kwargs: Any) -> None:
-        super().initialize_from_trained_model_folder(*args, **kwargs)
+        with _own_trainers():
+            super().initialize_from_trained_model_folder(*args, **kwargs)
         self._require_rendering()
 
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -157,6 +163,21 @@ class Predictor(nnUNetPredictor):
         writer.write_seg(labels, file + self.dataset_json["file_ending"], properties)
 
 
+@contextmanager
+def _own_trainers() -> Iterator[None]:
+    """While entered, nnU-Net finds `nnUNetTrainerPointRend` too, after the trainers that the user has named."""
+    named = os.environ.get(VARIABLE)
+    folders = [folder for folder in (named, str(NNUNET_TRAINERS)) if folder]
+    os.environ[VARIABLE] = os.pathsep.join(folders)
+    try:
+        yield
+    finally:
+        if named is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = named
+
+
 def labels_on_native_grid(
     logits: Tensor | NDArray[Any],
     plans_manager: Any,
@@ -204,7 +225,7 @@ def require_classes(label_manager: Any) -> None:
         names = [name for name, value in label_manager.label_dict.items() if isinstance(value, (list, tuple))]
         raise ValueError(
             f"the model predicts regions ({', '.join(names)}), which overlap and have no single best class: use "
-            "nnU-Net's own prediction for it"
+            "nnU-Net's own trainer and prediction for it"
         )
 
 

@@ -13,13 +13,14 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.benchmarks.harness import Row, call
+from scripts.benchmarks.harness import Row, call, chosen_names
 from scripts.benchmarks.render import Case as Logits
 from scripts.benchmarks.render import synthetic_logits
 from vnet.core.errors import InputError
@@ -162,7 +163,11 @@ def export(side: str, workers: int, **numbers: Any) -> Row:
 
 def measure(size: Size) -> Row:
     """One row: seconds and MiB of each side with one worker and with two; blank where it does not fit."""
-    row: Row = {"case": str(size), "nnunet_tensor_gib": round(size.dense_gib, 1)}
+    row: Row = {
+        "case": str(size),
+        "nnunet_tensor_gib": round(size.dense_gib, 1),
+        "nnunet_fits": "no" if size.ours_only else "yes",
+    }
     for side in SIDES:
         for workers in (1, 2):
             if size.ours_only and side != "ours":
@@ -172,14 +177,15 @@ def measure(size: Size) -> Row:
     return row
 
 
-def run(quick: bool = False) -> list[Row]:
-    """Rows of the table; `quick` takes one small size.
+def run(quick: bool = False, cases: Sequence[str] = ()) -> list[Row]:
+    """Rows of the table; `quick` takes one small size, `cases` some of them by name.
 
     Raises:
-        InputError: nnU-Net is not installed.
+        InputError: nnU-Net is not installed, or a name that is not known.
     """
     from importlib.util import find_spec
 
     if find_spec("nnunetv2") is None:
         raise InputError("nnU-Net is not installed; pip install '.[vnet,nnunet,dev]'")
-    return [measure(size) for size in (QUICK if quick else SIZES)]
+    sizes = {str(size): size for size in (QUICK if quick else SIZES)}
+    return [measure(sizes[name]) for name in chosen_names(list(sizes), cases)]

@@ -12,7 +12,7 @@ from pointrend.coordinates import flat_index, voxel_centres
 from pointrend.head import PointHead, fourier_code, point_losses, soft_dice_loss
 from pointrend.reading import read_window, sample_at
 from pointrend.sampling import PointSampling
-from tests.pointrend.models import Echo, a_batch, a_model, generators, upsample
+from tests.pointrend.test_refine import Echo, a_batch, a_model, generators, upsample
 
 # ---- the perceptron
 

@@ -1,6 +1,7 @@
-"""Predict with a model that nnU-Net trained: its preprocessing, network, tiling and writer, labels by pointrend.
+"""nnU-Net with pointrend: label images with a trained model, or train with a point head.
 
 vnet nnunet predict -m MODEL_FOLDER -i IN -o OUT     options as of nnUNetv2_predict_from_modelfolder
+export nnUNet_extTrainer=$(vnet nnunet trainer)      then nnUNetv2_train ... -tr nnUNetTrainerPointRend
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="vnet nnunet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="predict")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="predict|trainer")
     add_predict(commands.add_parser("predict", help="label images with a trained nnU-Net"))
+    commands.add_parser("trainer", help="print the folder in which nnU-Net finds nnUNetTrainerPointRend")
     chosen = parser.parse_args(argv)
     if find_spec("nnunetv2") is None:
         raise InputError("vnet nnunet needs nnU-Net, which this Python lacks: pip install 'pointrend[vnet,nnunet]'")
+    if chosen.command == "trainer":
+        from pointrend.integrations import NNUNET_TRAINERS
+
+        print(NNUNET_TRAINERS)
+        return 0
     return predict(chosen)
 
 

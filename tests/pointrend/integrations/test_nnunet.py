@@ -14,7 +14,7 @@ import SimpleITK
 import torch
 
 from tests.fixtures import run_vnet
-from tests.pointrend.integrations.nnunet_model import LABELS, read_labels, write_images, write_model
+from tests.pointrend.integrations.test_nnunet_trainer import LABELS, read_labels, write_images, write_model
 
 pytestmark = [
     pytest.mark.nnunet,
