@@ -9,10 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK
 import torch
 
+from tests.docs.pages import ROOT, tables
 from tests.fixtures import run_vnet
 from tests.pointrend.integrations.test_nnunet_trainer import LABELS, read_labels, write_images, write_model
 
@@ -330,3 +332,17 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(images: Path, model: Pa
 def test_labels_have_the_names_that_the_model_was_trained_with(images: Path, model: Path, tmp_path: Path) -> None:
     ours(model).predict_from_files_sequential(str(images), str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["labels"] == LABELS
+
+
+def test_the_tables_of_the_docs_are_those_of_the_benchmark() -> None:
+    measured = pd.read_csv(ROOT / "results/benchmarks/nnunet_export.csv").set_index("case")
+    found = {table.comment: table for table in tables((ROOT / "docs/prediction.md").read_text())}
+    for unit, digits in (("s", 1), ("mib", 0)):
+        sides = [(f"{side}_{n}_{unit}", f"ours_{n}_{unit}") for side in ("default", "torch") for n in (1, 2)]
+        word = {"s": "s", "mib": "MiB"}[unit]
+        for case, *shown in found[f"nnunet_export {unit}"].rows:
+            row = measured.loc[case]
+            expected = [f"{row[side]:.{digits}f} {word} ({row[side] / row[own]:.0f})" for side, own in sides]
+            if row["nnunet_fits"] == "no":
+                expected = ["does not fit"] * len(sides)
+            assert shown == [*expected, *(f"{row[own]:.{2 * digits}f} {word}" for _, own in sides[:2])]
