@@ -33,7 +33,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import determine_do_se
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointrend.integrations import NNUNET_TRAINERS
+from pointrend.integrations.nnunet_trainers import FOLDER
 from pointrend.render import render_labels
 
 VARIABLE = "nnUNet_extTrainer"  # nnU-Net's, of folders with trainers of others
@@ -167,7 +167,7 @@ class Predictor(nnUNetPredictor):
 def _own_trainers() -> Iterator[None]:
     """While entered, nnU-Net finds `nnUNetTrainerPointRend` too, after the trainers that the user has named."""
     named = os.environ.get(VARIABLE)
-    folders = [folder for folder in (named, str(NNUNET_TRAINERS)) if folder]
+    folders = [folder for folder in (named, str(FOLDER)) if folder]
     os.environ[VARIABLE] = os.pathsep.join(folders)
     try:
         yield

@@ -26,9 +26,9 @@ def main(argv: Sequence[str]) -> int:
     if find_spec("nnunetv2") is None:
         raise InputError("vnet nnunet needs nnU-Net, which this Python lacks: pip install 'pointrend[vnet,nnunet]'")
     if chosen.command == "trainer":
-        from pointrend.integrations import NNUNET_TRAINERS
+        from pointrend.integrations.nnunet_trainers import FOLDER
 
-        print(NNUNET_TRAINERS)
+        print(FOLDER)
         return 0
     return predict(chosen)
 
