@@ -39,6 +39,11 @@ def detection_there() -> bool:
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "decathlon": (decathlon_there, f"DECATHLON_ROOT is not set (a folder with {TASK})"),
     "nnunet": (lambda: find_spec("nnunetv2") is not None, "the nnunet extra is not installed"),
+    "dicom": (
+        lambda: all(map(find_spec, ("pydicom", "highdicom", "dcm2niix"))),
+        "the dicom extra is not installed",
+    ),
+    "slicer": (lambda: find_spec("slicerio") is not None, "the slicer extra is not installed"),
     "detection": (detection_there, "the detection extra is not installed (or PYTHONPATH=tests/torchvision_cpu is due)"),
 }
 

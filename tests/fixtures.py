@@ -1,4 +1,4 @@
-"""Small data sets, configs that train on them in seconds, and run folders of made-up numbers.
+"""Small data sets, DICOM series, configs that train in seconds, and run folders of made-up numbers.
 
 A world is a data set, a config and a trained run in a working folder; `run_vnet` runs `vnet` in it as from a shell.
 """
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +286,65 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture.parent.mkdir()
     picture.write_bytes(b"not decoded here")
     return root
+
+
+SERIES_SPACING_MM = (0.7, 0.7, 5.0)  # of a DICOM series: across columns, down rows, between slices
+
+
+def oblique(z: float = 0.3, x: float = 0.2) -> np.ndarray:
+    """A rotation by angles about z and x, in radian."""
+    about_z = [[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]]
+    about_x = [[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]]
+    return np.array(about_z) @ np.array(about_x)
+
+
+def lps_affine(turn: np.ndarray | None = None, *, tilt: float = 0.0) -> np.ndarray:
+    """(4, 4) from (column, row, slice) to mm in DICOM's axes; a tilt moves each slice against the one below it."""
+    affine = np.eye(4)
+    affine[:3, :3] = (oblique() if turn is None else turn) @ np.diag(SERIES_SPACING_MM)
+    affine[:3, 2] += tilt * affine[:3, 1] / SERIES_SPACING_MM[1] * SERIES_SPACING_MM[2]
+    affine[:3, 3] = [10.0, -20.0, 30.0]
+    return affine
+
+
+def write_series(
+    folder: Path, voxels: np.ndarray, affine: np.ndarray, *, order: Sequence[int] | None = None, **changes: Any
+) -> Path:
+    """A CT series of one file a slice, as the standard says, by pydicom alone.
+
+    Args:
+        voxels: (columns, rows, slices).
+        affine: (4, 4) to mm in DICOM's axes.
+        order: slices in the order of their file names and instance numbers.
+        changes: attributes of every file; None takes one away.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    across, down, _ = np.linalg.norm(affine[:3, :3], axis=0)
+    shared = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    shared |= dict.fromkeys(("PatientBirthDate", "AccessionNumber", "ReferringPhysicianName"), "")
+    shared |= {"PatientName": "Phantom^A", "PatientID": "1", "PatientSex": "O", "StudyID": "1", "Modality": "CT"}
+    shared |= {"StudyDate": "20200101", "StudyTime": "120000", "SeriesNumber": 3, "SeriesDescription": "thin"}
+    shared |= {"Manufacturer": "Maker", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "RescaleSlope": "1"}
+    shared |= {"RescaleIntercept": "-1024", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15}
+    shared |= {"PixelRepresentation": 1, "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
+    shared |= {"Rows": voxels.shape[1], "Columns": voxels.shape[0], "SliceThickness": "5"}
+    shared |= {"PositionReferenceIndicator": "", "PixelSpacing": [f"{down:.6f}", f"{across:.6f}"]}
+    cosines = [*(affine[:3, 0] / across), *(affine[:3, 1] / down)]
+    shared |= {"ImageOrientationPatient": [f"{value:.9f}" for value in cosines]}
+    before = len(list(folder.iterdir()))
+    for place, k in enumerate(range(voxels.shape[2]) if order is None else order):
+        header = Dataset()
+        header.file_meta = FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, generate_uid()
+        header.InstanceNumber = place + 1
+        header.ImagePositionPatient = [f"{value:.6f}" for value in (affine @ [0, 0, k, 1])[:3]]
+        header.PixelData = np.ascontiguousarray(voxels[:, :, k].T.astype(np.int16)).tobytes()
+        for name, value in (shared | changes).items():
+            if value is not None:
+                setattr(header, name, value)
+        header.save_as(folder / f"IM{before + place:04d}", enforce_file_format=True)
+    return folder

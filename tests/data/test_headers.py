@@ -8,13 +8,13 @@ import pytest
 from scipy import ndimage
 
 from vnet.core.errors import InputError
+from vnet.data.case_files import list_inputs
 from vnet.data.checks import check_dataset, examine
 from vnet.data.dataset import open_dataset
 from vnet.data.dataset_report import find_warnings, report_dataset
 from vnet.data.nifti import read_header
 from vnet.data.volumes import read_image, read_label
 from vnet.evaluation.metrics import case_metrics
-from vnet.inference.label_files import list_inputs
 
 VOXELS = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
 TILT = np.deg2rad(25)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fixtures import RUN, SIZE, describe, read_volume, set_header, write_volume
+from tests.fixtures import RUN, SIZE, describe, lps_affine, read_volume, set_header, write_series, write_volume
 
 CHECK = "vnet data check data"
 TRAIN = "vnet train --config tiny.yaml --data.root data"
 GO_ON = f"{TRAIN} --arm pointrend_s2"
 PREDICT = f"vnet predict {RUN} --input data/imagesTr --output out"
+DICOM = f"vnet predict {RUN} --input scans --output out"
 EVALUATE = f"vnet evaluate {RUN}"
 COMPARE = "vnet compare runs/tiny"
 CASES = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm\n"
@@ -39,6 +40,7 @@ class Refusal:
         plant: makes it wrong; in the working folder.
         code: exit code.
         lines: on stderr.
+        needs: the extra without which another line is printed.
     """
 
     what: str
@@ -47,6 +49,7 @@ class Refusal:
     plant: Callable[[], Any] = lambda: None
     code: int = 2
     lines: int = 1
+    needs: str = ""
 
 
 def config(text: str) -> Callable[[], Any]:
@@ -142,6 +145,11 @@ def elsewhere(run: Path) -> None:
     run.parent.mkdir(parents=True, exist_ok=True)
     Path("elsewhere").mkdir()
     run.symlink_to(Path("elsewhere").resolve())
+
+
+def scans(*slices: int) -> Callable[[], Any]:
+    """A DICOM series of these slices in `scans/`, beside what is there."""
+    return lambda: write_series(Path("scans"), np.zeros((7, 6, 5)), lps_affine(), order=slices)
 
 
 def same_channels_other_names() -> None:
@@ -299,6 +307,12 @@ CONFIG = [
         "mirroring along an axis that does not exist",
         f"{TRAIN} --inference.mirror [w]",
         "tiny.yaml: inference.mirror must name axes of z, y, x, each once, got ['w']",
+    ),
+    Refusal(
+        "a code without a meaning",
+        f"{TRAIN} --inference.codes '{{near: [1, SCT]}}'",
+        "tiny.yaml: inference.codes.near must be [value, scheme, meaning] of at most 16, 16 and 64 characters, or six "
+        "with those of the category, got [1, 'SCT']",
     ),
     Refusal(
         "no data set",
@@ -778,11 +792,49 @@ RUNS = [
         text("scan.mha", "ObjectType = Image"),
     ),
     Refusal(
-        "a folder of DICOM files",
-        f"vnet predict {RUN} --input scans --output out",
-        "--input scans: no NIfTI file (.nii.gz or .nii) there; IM0001 is a DICOM file; convert the series with "
-        "dcm2niix",
+        "one file of a DICOM series",
+        f"vnet predict {RUN} --input scans/1.dcm --output out",
+        "--input scans/1.dcm: DICOM is not read; name the folder of its series",
+        text("scans/1.dcm", bytes(128) + b"DICM"),
+    ),
+    Refusal(
+        "DICOM files that are no images",
+        DICOM,
+        "scans: none of its 1 DICOM files is an image; name the folder of a series",
         text("scans/IM0001", bytes(128) + b"DICM"),
+        needs="dicom",
+    ),
+    Refusal(
+        "several DICOM series in a folder",
+        DICOM,
+        'scans: holds 2 series: number 3 "thin" CT (5 files), number 3 "thin" CT (3 files); give the one to label a '
+        "folder of its own",
+        both(scans(0, 1, 2, 3, 4), scans(0, 1, 2)),
+        needs="dicom",
+    ),
+    Refusal(
+        "a DICOM series without one of its slices",
+        DICOM,
+        "scans: its slices lie 5 to 10 mm apart (one is missing?); copy the whole series, or resample it to even steps",
+        scans(0, 1, 3, 4),
+        needs="dicom",
+    ),
+    Refusal(
+        "a DICOM segmentation of NIfTI images",
+        f"{PREDICT} --save dicom_seg",
+        "--save dicom_seg: data/imagesTr holds NIfTI files, which name no patient and study; name the folder of a "
+        "DICOM series, or save seg_nrrd",
+    ),
+    Refusal(
+        "the code of a structure that there is not",
+        f"{PREDICT} --inference.codes '{{heart: [80891009, SCT, Heart]}}'",
+        "inference.codes: heart is no structure; they are near, far",
+    ),
+    Refusal(
+        "another table in the place of the volumes",
+        PREDICT,
+        "out/volumes.csv: is another table (its columns: name, age); name another folder",
+        text("out/volumes.csv", "name,age\nx,3\n"),
     ),
     Refusal(
         "a damaged image among sound ones: they are labelled, it is named",

@@ -30,7 +30,11 @@ from vnet.core.config import load_config
 from vnet.core.errors import InputError
 from vnet.model.checkpoints import read_checkpoint
 
-RULES = [pytest.param(rule, id=rule.what.replace(" ", "_")) for rules in GROUPS.values() for rule in rules]
+RULES = [
+    pytest.param(rule, id=rule.what.replace(" ", "_"), marks=[getattr(pytest.mark, rule.needs)] if rule.needs else [])
+    for rules in GROUPS.values()
+    for rule in rules
+]
 # what a command may leave though it refuses: the check of its data, kept to save time; labels of sound images
 LEFT = ("runs/cache/", "out/")
 

@@ -9,12 +9,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.fixtures import RUN, read_volume, run_vnet
 from vnet.core.errors import InputError
+from vnet.core.files import read_table
+from vnet.data.affines import file_affine
+from vnet.data.case_files import list_inputs
 from vnet.data.colours import OKABE_ITO, as_seen, itksnap_labels, slicer_colour_table, structure_colours
 from vnet.data.dataset import open_dataset
-from vnet.data.volumes import read_image
-from vnet.inference.label_files import list_inputs
+from vnet.data.dicom import structure_concepts
+from vnet.data.volumes import Volume, read_image, volume_from_array
+from vnet.inference.label_files import add_volumes, predict_files, volume_rows, write_seg_nrrd
 
 SHAPE = (5, 4, 3)
 
@@ -107,10 +113,11 @@ def test_files_that_are_passed_over_are_named_and_hidden_ones_counted(tmp_path: 
     ("name", "content", "message"),
     [
         ("scan.mha", b"ObjectType = Image", r"in: no NIfTI file .* there; --input: scan.mha: MetaImage is not read"),
-        (
+        pytest.param(
             "IM0001",
             bytes(128) + b"DICM",
-            "no NIfTI file .* there; IM0001 is a DICOM file; convert the series with dcm2",
+            "in: none of its 1 DICOM files is an image; name the folder of a series",
+            marks=pytest.mark.dicom,
         ),
         ("notes.txt", b"words", r"no NIfTI file \(.nii.gz or .nii\) there$"),
         ("._a.nii", b"", "1 hidden file is passed over"),
@@ -219,3 +226,96 @@ def test_slicer_table_and_itksnap_labels_name_each_value() -> None:
     assert [row[2] for row in named if row] == ["Clear Label", "left kidney", "the 'other' one", "vessel"]
     numbers = [list(map(int, row[1].split())) for row in named if row]
     assert numbers == [[0] * 7, *([value, *OKABE_ITO[value - 1], 1, 1, 1] for value in (1, 2, 3))]
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def volume_of(shape: tuple[int, int, int], axes: str = "LPS") -> Volume:
+    """An image of zeros, oblique, of 0.7 x 0.8 x 5 mm."""
+    affine = file_affine(shape[::-1], (5.0, 0.8, 0.7), axes, 20.0)
+    turned = [shape[next(i for i, pair in enumerate(("LR", "PA", "SI")) if letter in pair)] for letter in axes]
+    return volume_from_array(np.zeros(turned, np.float32), affine)
+
+
+@pytest.mark.slicer
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "SAR"])
+def test_a_slicer_segmentation_holds_places_names_colours_and_codes(axes: str, tmp_path: Path) -> None:
+    """By pynrrd alone: space directions and origin in LPS, and the fields that Slicer documents."""
+    import nrrd
+
+    volume = volume_of((5, 4, 3), axes)
+    labels = np.random.default_rng(0).integers(0, 4, volume.array.shape[1:]).astype(np.uint8)
+    concepts = structure_concepts(NAMES, {"vessel": [59820001, "SCT", "Blood vessel"]})
+    write_seg_nrrd(tmp_path / "a.seg.nrrd", labels, volume, NAMES, concepts)
+    voxels, header = nrrd.read(str(tmp_path / "a.seg.nrrd"))
+    np.testing.assert_array_equal(voxels, volume.restore(labels))
+    assert header["space"] == "left-posterior-superior"
+    to_lps = np.diag([-1.0, -1.0, 1.0])
+    np.testing.assert_allclose(header["space directions"], (to_lps @ volume.affine[:3, :3]).T, atol=1e-6)
+    np.testing.assert_allclose(header["space origin"], to_lps @ volume.affine[:3, 3], atol=1e-6)
+    for number, name in enumerate(NAMES[1:]):
+        assert header[f"Segment{number}_Name"] == name
+        assert header[f"Segment{number}_LabelValue"] == str(number + 1)
+        colour = [float(part) for part in header[f"Segment{number}_Color"].split()]
+        np.testing.assert_allclose(colour, np.array(OKABE_ITO[number]) / 255, atol=1e-6)
+    assert "~SCT^85756007^Tissue~SCT^85756007^Tissue~" in header["Segment0_Tags"]
+    assert "~SCT^123037004^Anatomical Structure~SCT^59820001^Blood vessel~" in header["Segment2_Tags"]
+    assert header["Segment0_Extent"] == " ".join(f"0 {n - 1}" for n in volume.shape)
+
+
+def test_volumes_are_voxels_times_their_size() -> None:
+    labels = np.zeros((3, 4, 5), np.uint8)
+    labels[0, :2], labels[2, 3, 4] = 1, 3
+    rows = volume_rows("a", labels, 0.002, NAMES)
+    assert [tuple(row.values()) for row in rows] == [
+        ("a", "left kidney", 10, 0.02),
+        ("a", 'the "other" one', 0, 0.0),
+        ("a", "vessel", 1, 0.002),
+    ]
+
+
+def test_the_table_of_volumes_keeps_other_cases(tmp_path: Path) -> None:
+    path = tmp_path / "volumes.csv"
+    for case, voxels in (("b", 1), ("a", 2), ("b", 3)):
+        add_volumes(path, [{"case": case, "structure": "x, y", "voxels": voxels, "volume_ml": voxels / 8}])
+    assert path.read_text().splitlines() == [
+        "case,structure,voxels,volume_ml",
+        'a,"x, y",2,0.250000',
+        'b,"x, y",3,0.375000',
+    ]
+    assert [file.name for file in tmp_path.iterdir()] == ["volumes.csv"]
+
+
+def test_a_prediction_writes_tables_of_names_colours_and_volumes(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(RUN), "--input", "data/imagesTr", "--output", "out", "--preview"]
+    code, out, err = run_vnet("predict", words, capsys)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "wrote 10 files to out"
+    cases = [f"{name}{ending}" for name in "abcde" for ending in (".nii.gz", "_preview.png")]
+    tables = ["structures.ctbl", "structures_itksnap.txt", "volumes.csv"]
+    assert sorted(file.name for file in Path("out").iterdir()) == sorted([*cases, *tables])
+    assert "1 near 230 159 0 255" in Path("out/structures.ctbl").read_text().splitlines()
+    assert '"far"' in Path("out/structures_itksnap.txt").read_text()
+    rows = read_table(Path("out/volumes.csv"))
+    labels = read_volume("out/c.nii.gz")
+    found = {row["structure"]: int(row["voxels"]) for row in rows if row["case"] == "c"}
+    assert found == {"near": int((labels == 1).sum()), "far": int((labels == 2).sum())}
+    picture = np.asarray(Image.open("out/c_preview.png").convert("RGB"))
+    for value in set(np.unique(labels)) - {0}:
+        assert (picture == OKABE_ITO[value - 1]).all(-1).any()
+    Path("out/volumes.csv").write_text("name,age\nx,3\n")
+    code, _, err = run_vnet("predict", words, capsys)
+    assert code == 2
+    assert err == "error: out/volumes.csv: is another table (its columns: name, age); name another folder\n"
+
+
+def test_a_format_whose_package_is_missing_is_refused_before_anything_is_predicted(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vnet.inference.label_files.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--save seg_nrrd: this Python lacks .*: pip install 'pointrend\[slicer\]'$"):
+        predict_files(RUN, "data/imagesTr", "out", save=("seg_nrrd",))
+    assert not Path("out").exists()

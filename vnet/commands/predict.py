@@ -1,4 +1,4 @@
-"""Label volumes with a trained run: NIfTI in, NIfTI out, on the image's own grid."""
+"""Label volumes with a trained run: NIfTI or a DICOM series in; labels out, on the image's own grid."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "run", nargs="+", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS; of several the mean counts"
     )
-    parser.add_argument("--input", required=True, help="a NIfTI file, or a folder of them")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="a NIfTI file or a folder of them; the folder of a DICOM series, or a folder of such",
+    )
     parser.add_argument("--output", required=True, help="folder of the label files; they keep the images' names")
     parser.add_argument(
         "--save",
         nargs="+",
-        choices=["labels", "uncertainty", "probabilities"],
+        choices=["labels", "uncertainty", "probabilities", "seg_nrrd", "dicom_seg"],
         default=["labels"],
         help="what to write: labels (the default); uncertainty, one byte a voxel, 1 where two classes tie; "
-        "probabilities, a 4-D volume of all classes x voxels, the one output whose size grows with the classes",
+        "probabilities, a 4-D volume of all classes x voxels, the one output whose size grows with the classes; "
+        "seg_nrrd, a segmentation of 3D Slicer; dicom_seg, a DICOM segmentation of the series",
     )
+    parser.add_argument("--preview", action="store_true", help="also a picture a case: three planes with outlines")
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
     add_device_option(parser)
     chosen, overrides = parser.parse_with_overrides(argv)
@@ -38,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         checkpoint=chosen.checkpoint,
         overrides=overrides,
         device=chosen.device,
-        save=tuple(dict.fromkeys(chosen.save)),
+        save=tuple(dict.fromkeys([*chosen.save, *["preview"] * chosen.preview])),
     )
     print(f"wrote {len(written)} file{'s' * (len(written) != 1)} to {chosen.output}")
     return 0

@@ -1,4 +1,4 @@
-"""Which files of a folder make up which case: channels by the last four digits, and the files that are passed over.
+"""Which files of a folder make up which case: channels by the last four digits, DICOM series, and files passed over.
 
 Training's imagesTr and prediction's --input are read by the same rules.
 """
@@ -6,13 +6,14 @@ Training's imagesTr and prediction's --input are read by the same rules.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vnet.core.errors import InputError
-from vnet.data.header_affine import Finding, name_some
-from vnet.data.nifti import conversion, foreign_format, is_nifti, read_header, stem
+from vnet.data.dicom import Series, dicom_files, open_series
+from vnet.data.header_affine import NO_CODES_MIXED, Finding, Remark, group_remarks, is_coded, name_some
+from vnet.data.nifti import FIRST_BYTES, content_fault, conversion, foreign_format, is_nifti, read_header, stem
 
 
 @dataclass(frozen=True)
@@ -137,3 +138,102 @@ def holds_channels(file: Path) -> bool | None:
         return read_header(file).channels > 1
     except InputError:
         return None
+
+
+SNIFFED_FILES = 20  # of a folder without volumes, to tell what it holds
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What --input names.
+
+    Attributes:
+        cases: case name -> the files of its image.
+        series: case name -> its DICOM series, where the image is one.
+        faults: of cases that cannot be predicted; the others are.
+        findings: files that are passed over, and warnings on headers.
+    """
+
+    cases: dict[str, tuple[Path, ...]]
+    series: dict[str, Series] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = field(default=())
+
+
+def list_inputs(path: Path, channels: int) -> Inputs:
+    """Cases of a NIfTI file, of a folder of them (see `group_channels`), or of DICOM series (see `list_series`).
+
+    Raises:
+        InputError: nothing there that can be read.
+    """
+    if not path.exists():
+        raise InputError(f"--input {path}: no such file or folder")
+    listing = list_folder(path) if path.is_dir() else FolderListing((path,))
+    if path.is_file() and (kind := foreign_format(path.name)):
+        mend = "name the folder of its series" if kind == "DICOM" else conversion(kind)
+        raise InputError(f"--input {path}: {kind} is not read; {mend}")
+    if path.is_dir() and not listing.volumes and (inputs := list_series(path, channels)):
+        return inputs
+    findings = listing.findings("--input")
+    if not listing.volumes:
+        more = "".join(f"; {finding.what}" for finding in findings) or sniff(path)
+        raise InputError(f"--input {path}: no NIfTI file (.nii.gz or .nii) there{more}")
+    groups = group_channels(listing.volumes, channels)
+    faults = [
+        f"--input {path}: case {name} consists of {', '.join(file.name for file in files)}; the network reads "
+        f"{channels} channels: one file, or {name}_0000 to {name}_{channels - 1:04d}"
+        for name, files in (*groups.doubled.items(), *groups.incomplete.items())
+    ]
+    remarks = dict(header_remarks(file for files in groups.cases.values() for file in files))
+    uncoded = {file for file, found in remarks.items() if not is_coded(found)}
+    refused = uncoded if len(uncoded) < len(remarks) else set()
+    faults += [f"{file}: {NO_CODES_MIXED}" for file in sorted(refused)]
+    cases = {name: files for name, files in groups.cases.items() if refused.isdisjoint(files)}
+    headers = group_remarks(remark for file, found in remarks.items() if file not in refused for remark in found)
+    return Inputs(cases, faults=tuple(faults), findings=(*findings, *headers))
+
+
+def list_series(path: Path, channels: int) -> Inputs | None:
+    """The series in a folder, or one in each of its folders, as cases that bear the folder's name; None of no DICOM.
+
+    Raises:
+        InputError: the folder's own files make no volume, or the network reads several channels.
+    """
+    folders = [path] if dicom_files(path) else sorted(folder for folder in path.iterdir() if folder.is_dir())
+    found = {folder: files for folder in folders if (files := dicom_files(folder))}
+    if found and channels > 1:
+        raise InputError(
+            f"--input {path}: a DICOM series is one channel, the network reads {channels}; convert each with dcm2niix "
+            "and name them NAME_0000, NAME_0001, ..."
+        )
+    series: dict[str, Series] = {}
+    faults: list[str] = []
+    for folder, files in found.items():
+        try:
+            series[folder.resolve().name or "series"] = open_series(folder, files)
+        except InputError as error:
+            if folder == path:
+                raise
+            faults += error.faults
+    findings = tuple(finding for one in series.values() for finding in one.findings())
+    cases = {name: one.files for name, one in series.items()}
+    return Inputs(cases, series, tuple(faults), findings) if found else None
+
+
+def header_remarks(files: Iterable[Path]) -> Iterator[tuple[Path, tuple[Remark, ...]]]:
+    """Remarks on each file by its header; files that cannot be read are left to the reading of their case."""
+    for file in files:
+        try:
+            yield file, read_header(file).remarks
+        except InputError:
+            continue
+
+
+def sniff(folder: Path) -> str:
+    """What the files of a folder without volumes are, by their first bytes; empty where they are nothing known."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())[:SNIFFED_FILES]
+    for file in files:
+        with file.open("rb") as stream:
+            if fault := content_fault(stream.read(FIRST_BYTES)):
+                return f"; {file.name} {fault}"
+    return ""

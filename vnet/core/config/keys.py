@@ -52,6 +52,19 @@ def is_folder_name(name: str) -> bool:
     return bool(name) and name.isprintable() and Path(name).name == name and name not in (".", "..")
 
 
+def is_code(entry: object) -> bool:
+    """Whether a config's entry is a coded concept of DICOM (value, scheme, meaning), or two: type and category."""
+    if not isinstance(entry, list | tuple) or len(entry) not in (3, 6):
+        return False
+    if not all(isinstance(word, str | int) and not isinstance(word, bool) for word in entry):
+        return False
+    lengths = (16, 16, 64) * 2  # of the standard's value types
+    return all(
+        0 < len(word.strip()) <= most and word.isprintable() and not set(word) & set("\\^~|")
+        for word, most in zip(map(str, entry), lengths, strict=False)
+    )
+
+
 # The small body: one convolution a stage, two in the deepest ones. The other keys of the network stay.
 SMALL_BODY: dict[str, Any] = {"down": [1, 1, 2, 2, 2], "up": [1, 1, 1, 1]}
 
@@ -148,12 +161,15 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> Non
         raise InputError(faults)
 
 
+KEYED_BY_NAME = ("study.arms", "inference.codes")  # their keys are names that a user gives, not keys of the schema
+
+
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; `study.arms` stays whole, because its keys are names."""
+    """{"a": {"b": 1}} -> {"a.b": 1}; `KEYED_BY_NAME` stay whole."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name != "study.arms":
+        if isinstance(value, Mapping) and name not in KEYED_BY_NAME:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
@@ -182,8 +198,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# Keys that say where files lie, what computes, or what a study compares; none changes what a run computes.
-LEFT_OUT = ("run_root", "threads", "device", "study", "data.root", "data.cache")
+# Keys that say where files lie, what computes, what a study compares, or what label files are called; none changes
+# what a run computes.
+LEFT_OUT = ("run_root", "threads", "device", "study", "data.root", "data.cache", "inference.codes")
 
 
 def hash_defaults(schema: type) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vnet.core.config.keys import (
     Axes,
     config_hash,
     cumulative_strides,
+    is_code,
     is_device_name,
     is_folder_name,
     key,
@@ -249,6 +250,9 @@ class InferenceConfig:
     """Drop connected components smaller than this."""
     precision: Precision | None = key(None, hash_default="32-true")
     """Arithmetic of the network in validation and prediction; null takes training.precision."""
+    codes: dict[str, Any] = key_made(dict, hash_default={})
+    """Coded concept of a structure in DICOM and .seg.nrrd: `{liver: [10200004, SCT, Liver]}` (value, scheme, meaning);
+    three more give its category, else it is an anatomical structure. A structure without a code is tissue."""
 
     def __post_init__(self) -> None:
         require(0 <= self.overlap < 1, "inference.overlap", "lie in [0, 1)", self.overlap)
@@ -256,6 +260,9 @@ class InferenceConfig:
         require(known, "inference.mirror", "name axes of z, y, x, each once", list(self.mirror))
         volume = 0 <= self.min_component_mm3 < float("inf")
         require(volume, "inference.min_component_mm3", "be 0 or more", self.min_component_mm3)
+        for name, code in self.codes.items():
+            rule = "be [value, scheme, meaning] of at most 16, 16 and 64 characters, or six with those of the category"
+            require(is_code(code), f"inference.codes.{name}", rule, code)
 
 
 @dataclass(frozen=True, kw_only=True)
