@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+SHOWN, PROBE = 8, 64  # modules that an error names, and voxels per axis of the image that finds their channels
 COMPARED_VALUES = 4096  # of a feature map without a version counter
 
 
@@ -21,8 +25,8 @@ class Taps(nn.Module):
         modules = dict(model.named_modules())
         unknown = [path for path in names.values() if path not in modules]
         if unknown:
-            known = [name for name in modules if name]
-            raise ValueError(f"taps must name modules of {type(model).__name__}, got {unknown}; it has {known}")
+            near = _nearest(model, unknown)
+            raise ValueError(f"taps must name modules of {type(model).__name__}, got {unknown}; the nearest: {near}")
         self.model = model
         self.names = dict(names)
 
@@ -111,6 +115,55 @@ def _sample(value: Tensor) -> Tensor:
     return flat[:: max(flat.numel() // COMPARED_VALUES, 1)].clone()
 
 
+def _nearest(model: nn.Module, wanted: Sequence[str]) -> str:
+    """The modules of a network whose paths are most like the wanted ones, with channels and stride of what they give.
+
+    Where the network runs on shapes alone, modules that give no feature map are left out.
+    """
+    maps = _feature_maps(model)
+    names = list(maps) or [name for name, _ in model.named_modules() if name]
+    likeness = {name: max(SequenceMatcher(None, path, name).ratio() for path in wanted) for name in names}
+    ranked = sorted(names, key=lambda name: -likeness[name])  # of equals the first in the network
+    shown = [f"{name} ({maps[name]})" if name in maps else name for name in ranked[:SHOWN]]
+    more = len(ranked) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")
+
+
+def _feature_maps(model: nn.Module) -> dict[str, str]:
+    """Path -> channels and stride of each module that gives a feature map; {} where the network does not run so.
+
+    The network runs without values or memory for them, on an image of PROBE voxels an axis.
+    """
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+    if first is None:
+        return {}
+    ndim = len(first.kernel_size)
+    image = torch.empty(1, first.in_channels, *[PROBE] * ndim, device="meta")
+    found: dict[str, str] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == ndim + 2:
+                strides = [f"{PROBE / size:.3g}" for size in output.shape[2:]]
+                stride = strides[0] if len(set(strides)) == 1 else "x".join(strides)
+                found[name] = f"{output.shape[1]} channels, stride {stride}"
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    tensors = {name: value.detach().to("meta") for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            # tie_weights: torch does not give a module back its weights that is registered under two names (DynUNet)
+            functional_call(model, tensors, (image,), tie_weights=False)
+    except Exception:  # a network that reads values, or wants other inputs: it is named without channels
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def taps(model: nn.Module, names: Mapping[str, str]) -> Taps:
     """A network with named features, itself unchanged.
 
@@ -127,6 +180,6 @@ def taps(model: nn.Module, names: Mapping[str, str]) -> Taps:
         that is called several times they are the last output.
 
     Raises:
-        ValueError: a path that is no module of the model.
+        ValueError: a path that is no module of the model; the nearest ones are named, with their channels and strides.
     """
     return Taps(model, names)

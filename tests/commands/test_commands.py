@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.docs.pages import blocks
 from tests.fixtures import run_vnet
 from vnet.commands.main import COMMANDS
 from vnet.core.config import load_config
@@ -120,9 +123,50 @@ def test_a_comparison_finds_the_runs_of_all_shares(tiny: list[str], capfd: pytes
         code, out, err = run_vnet("experiment", [*tiny, "--only", share], capfd)
         assert (code, err) == (0, "")
         assert f"share {share} is done (1 runs); after the others: vnet experiment " in out
-    code, out, err = run_vnet("compare", ["runs/tiny"], capfd)
-    assert (code, err) == (0, "")
-    assert "pointrend_s2 - dense" in out
+    for folder in ("runs/tiny", "runs"):
+        code, out, err = run_vnet("compare", [folder], capfd)
+        assert (code, err) == (0, "")
+        assert "pointrend_s2 - dense" in out
+
+
+PAGE = (ROOT / "docs/distributed.md").read_text()
+JOBS = {
+    code.split("scontrol requeue ")[1].split("   #")[0].strip(): code for code in blocks(PAGE, "sh") if "SBATCH" in code
+}
+# what the command of a job does: ends by itself, is asked to stop at the time limit, is killed
+RUNS = {
+    0: "exit 0",
+    3: "exit 3",
+    75: "trap 'exit 75' USR1; touch started; while true; do sleep 0.05; done",
+    137: "kill -9 $$",
+}
+
+
+@pytest.mark.parametrize("code", RUNS)
+@pytest.mark.parametrize("job", JOBS.values(), ids=["one run", "array"])
+def test_a_job_ends_as_its_run_and_is_requeued_where_it_was_stopped(job: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text(job)
+    array = "--array" in job
+    programs = {"vnet": RUNS[code], "srun": 'shift; exec "$@"', "scontrol": 'echo "$@" >requeued'}
+    for name, lines in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    numbers = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2"}
+    env = os.environ | numbers | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=env, process_group=0, stderr=subprocess.DEVNULL)
+    if code == 75:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        if array:
+            process.send_signal(signal.SIGUSR1)  # --signal=B: to the shell alone
+        else:
+            (run,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(run), signal.SIGUSR1)  # to the processes of srun
+    assert process.wait(timeout=20) == code
+    requeued = tmp_path / "requeued"
+    assert (requeued.read_text() if requeued.exists() else "") == (
+        f"requeue {'8_2' if array else '7'}\n" if code == 75 else ""
+    )
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

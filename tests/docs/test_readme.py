@@ -23,11 +23,9 @@ from vnet.data.phantoms import PhantomKind, write_phantoms
 
 SHORT = {
     "--training.steps": "3",
-    "--training.patch": "[16,16,32]",
     "--network.width": "2",
     "--points.num_points": "64",
-    "--study.arms": "{dense: {}, pointrend_s4: {}}",
-    "--study.comparisons": "[pointrend_s4 - dense]",
+    "--study.arms": "{dense: {}, planned: {}}",
     "--threads": "1",
 }
 
@@ -58,13 +56,14 @@ def serves_tensorboard(port: int) -> bool:
 
 @pytest.mark.slow
 def test_your_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check, experiment, compare, predict, board = lines_below("Your own data")
+    check, plan, experiment, predict, board = lines_below("Your own data")
     data = tmp_path / "data"
     write_phantoms(data, 5, seed=1, kind=PhantomKind(size=(16, 20, 24), orientations=("RAS", "LPS")))
-    run_line(check, data, tmp_path)
+    assert run_line(check, data, tmp_path).splitlines()[-1] == f"a config for it: {plan.replace('DATA', str(data))}"
+    command, file = plan.split(" > ")
+    (tmp_path / file).write_text(run_line(command, data, tmp_path))
     short = [word for pair in SHORT.items() for word in pair]
-    assert "pointrend_s4 - dense" in run_line(experiment, data, tmp_path, more=short)
-    assert "pointrend_s4 - dense" in run_line(compare, data, tmp_path)
+    assert "planned - dense" in run_line(experiment, data, tmp_path, more=short)
     run_line(predict, data, tmp_path)
     assert len(list((tmp_path / "predicted").glob("*.nii.gz"))) == 5
     tensorboard_starts(board, tmp_path)

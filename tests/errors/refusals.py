@@ -884,6 +884,7 @@ RUNS = [
     Refusal(
         "phantoms over a data set", "vnet data phantoms data", "data: is there already; name a new folder or remove it"
     ),
+    Refusal("a plan without memory", "vnet data plan data --memory_mib 0", "--memory_mib must be positive, got 0.0"),
 ]
 
 GROUPS = {"Config": CONFIG, "Data set": DATA_SET, "Volumes": VOLUMES, "Runs, checkpoints and commands": RUNS}

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from monai.networks import nets
 from torch import nn
 
 from pointrend import taps
@@ -49,10 +50,62 @@ def test_hooks_go_when_the_network_fails():
 
 
 def test_unknown_and_unused_modules_are_refused():
-    with pytest.raises(ValueError, match=r"must name modules of Two, got \['third'\]; it has \['first', "):
+    nearest = r"the nearest: first \(4 channels, stride 1\), second \(2 channels, stride 2\)$"
+    with pytest.raises(ValueError, match=rf"must name modules of Two, got \['third'\]; {nearest}"):
         taps(Two(), {"fine": "third"})
     with pytest.raises(TypeError, match=r"'unused' must return a tensor to be tapped, it gave nothing"):
         taps(Two(), {"fine": "unused"})(torch.randn(1, 1, 4, 4))
+
+
+NETWORKS = {
+    "UNet": ("model.00", "model.0 (8 channels, stride 2)"),
+    "SegResNet": ("up_layer.2", "up_layers.2 (8 channels, stride 1)"),
+    "DynUNet": ("downsample.0", "downsamples.0 (16 channels, stride 1x2x2)"),
+    "SwinUNETR": ("encoder.1", "encoder1 (12 channels, stride 1)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_wrong_path_is_answered_with_the_nearest_maps(name):
+    """Of MONAI's networks, found without running them on values: weights, buffers and random numbers stay."""
+    made = {
+        "UNet": {"spatial_dims": 3, "channels": (8, 16, 32), "strides": (2, 2), "norm": "batch"},
+        "SegResNet": {"init_filters": 8},
+        "DynUNet": {
+            "spatial_dims": 3,
+            "kernel_size": [3, 3, 3],
+            "strides": [1, (1, 2, 2), 2],
+            "upsample_kernel_size": [(1, 2, 2), 2],
+            "filters": [8, 16, 32],
+        },
+        "SwinUNETR": {"feature_size": 12},
+    }
+    model = getattr(nets, name)(in_channels=2, out_channels=3, **made[name]).train()
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    path, first = NETWORKS[name]
+    with pytest.raises(ValueError, match="the nearest: ") as refusal:
+        taps(model, {"fine": path})
+    near = str(refusal.value).split("the nearest: ")[1]
+    assert near.startswith(first)
+    assert near.count(" channels, stride ") == 8
+    assert near.endswith(" more")
+    assert torch.equal(random, torch.get_rng_state())
+    after = model.state_dict()
+    assert not any(value.is_meta for value in after.values())
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_cannot_run_without_values_is_named_without_channels():
+    class Reads(Two):
+        def forward(self, x):
+            return self.first(x) if x.sum().item() > 0 else x
+
+    with pytest.raises(ValueError, match=r"the nearest: first, second, unused$"):
+        taps(Reads(), {"fine": "firs"})
+    with pytest.raises(ValueError, match=r"the nearest: 0$"):
+        taps(nn.Sequential(nn.Linear(3, 4)), {"fine": "1"})
 
 
 MODES = {"training": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}

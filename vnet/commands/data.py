@@ -1,31 +1,36 @@
-"""Make, fetch or check a data set.
+"""Make, fetch or check a data set, or plan a config for it.
 
 vnet data phantoms OUTPUT        synthetic volumes with labels, as a Decathlon folder
 vnet data synthesize LABELS DATA images drawn from label maps, as a Decathlon folder
 vnet data download TASK OUTPUT   a task of the Medical Segmentation Decathlon
 vnet data check DATASET          read every file once; report faults and oddities
+vnet data plan DATASET > FILE    a config for the data set, with the reason of each choice
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from vnet.commands.main import CommandParser
+from vnet.commands.main import CommandParser, add_device_option
 
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(prog="vnet data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="phantoms|synthesize|download|check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="phantoms|synthesize|download|check|plan")
     add_phantoms(commands)
     add_synthesize(commands)
     add_download(commands)
     add_check(commands)
+    add_plan(commands)
     chosen = parser.parse_args(argv)
-    run = {"phantoms": make_phantoms, "synthesize": synthesize, "download": download, "check": check}[chosen.command]
-    return run(chosen)
+    run = {"phantoms": make_phantoms, "synthesize": synthesize, "download": download, "check": check, "plan": plan}
+    return run[chosen.command](chosen)
 
 
 Commands = argparse._SubParsersAction  # what add_subparsers gives; argparse has no public name for it
@@ -95,6 +100,20 @@ def add_check(commands: Commands) -> None:
     checked.add_argument("dataset", metavar="DATASET", type=Path, help="folder that holds dataset.json")
 
 
+def add_plan(commands: Commands) -> None:
+    about = (
+        "Read every voxel of a data set and write a config for it to stdout: spacing, patch, strides, batch and steps, "
+        "each with its reason, and what a training takes. Train with: vnet experiment --config FILE."
+    )
+    planned = commands.add_parser("plan", help=about, description=about)
+    planned.add_argument("dataset", metavar="DATASET", type=Path, help="folder that holds dataset.json")
+    planned.add_argument(
+        "--memory_mib", type=float, help="that a training may take (4096, or half of the memory where that is less)"
+    )
+    planned.add_argument("--measure", action="store_true", help="time two steps of the planned network here")
+    add_device_option(planned)
+
+
 def make_phantoms(chosen: argparse.Namespace) -> int:
     from vnet.data.phantoms import PhantomKind, write_phantoms
 
@@ -138,4 +157,25 @@ def check(chosen: argparse.Namespace) -> int:
     report.print()
     if report.faults:
         raise InputError(report.faults)
+    print(f"a config for it: vnet data plan {shlex.quote(str(chosen.dataset))} > my.yaml")
+    return 0
+
+
+PLAN_MIB = 4096.0
+
+
+def plan(chosen: argparse.Namespace) -> int:
+    from vnet.core.distributed import available_cores
+    from vnet.core.errors import InputError
+    from vnet.core.hardware import memory_limit_bytes
+    from vnet.training.plan import make_plan, measure_plan, read_survey
+
+    if chosen.memory_mib is not None and not 0 < chosen.memory_mib < float("inf"):
+        raise InputError(f"--memory_mib must be positive, got {chosen.memory_mib}")
+    with redirect_stdout(sys.stderr):  # stdout is the config alone
+        survey = read_survey(chosen.dataset)
+        memory_mib = chosen.memory_mib or min(PLAN_MIB, memory_limit_bytes() / 2**21)
+        planned = make_plan(survey, memory_mib=memory_mib, cores=available_cores())
+        planned = measure_plan(planned, chosen.device) if chosen.measure else planned
+    print(planned.to_yaml(), end="")
     return 0

@@ -141,8 +141,8 @@ COMMANDS = {
     "predict": "label volumes with a trained run",
     "evaluate": "score a trained run on its validation fold or on another data set",
     "compare": "tables, paired differences and one HTML page of finished runs",
-    "data": "make, fetch or check a data set",
     "nnunet": "label images with a model that nnU-Net trained, or train one with a point head",
+    "data": "make, fetch or check a data set, or plan a config for it",
 }
 
 

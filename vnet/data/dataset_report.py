@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vnet.core.config import Axes
 from vnet.core.errors import InputError, printable
 from vnet.data.checks import examine
 from vnet.data.dataset import Dataset, open_dataset
 from vnet.data.facts import CaseFacts, foreground_voxels
 from vnet.data.folds import select_fold
 from vnet.data.header_affine import Finding, group_remarks, name_some
-from vnet.data.preprocessing import Preprocessing, describe_rule, grid_faults, plan_preprocessing
+from vnet.data.preprocessing import Preprocessing, describe_rule, grid_faults, plan_preprocessing, working_size
 
 SPACING_RATIO = 1.5  # to the median of an axis
 SIZE_RATIO = 3.0
@@ -29,6 +30,7 @@ VOLUME_RATIO = 8.0
 NEAR_CT = re.compile(r"(^|[^a-z])(cb|pet)?cta?([^a-z]|$)|tomograph|hounsfield", re.IGNORECASE)
 
 Facts = Mapping[str, CaseFacts]
+Spacing = tuple[float, float, float]
 
 
 def find_unusual(dataset: Dataset, facts: Facts) -> list[Finding]:
@@ -215,3 +217,60 @@ def report_dataset(root: Path | str, *, progress: bool = True) -> DatasetReport:
         faults += grid_faults(dataset, checked.facts, preprocessing)
     findings = find_unusual(dataset, checked.facts)
     return DatasetReport(dataset, checked.facts, tuple(faults), tuple(findings), preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a plan rests on: the labelled cases of a data set.
+
+    Attributes:
+        root, name: of the data set.
+        shapes: (D, H, W) of each case.
+        spacings_mm: (z, y, x) of each case.
+        training: cases that train fold 0.
+        modalities: a name a channel.
+        classes: K, the background included.
+        volumes_mm3: structure -> median volume in the cases that hold it; structures in no case are left out.
+        ignore: label value that is neither learnt nor scored.
+    """
+
+    root: str
+    name: str
+    shapes: tuple[Axes, ...]
+    spacings_mm: tuple[Spacing, ...]
+    training: int
+    modalities: tuple[str, ...]
+    classes: int
+    volumes_mm3: Mapping[str, float] = field(default_factory=dict)
+    ignore: int | None = None
+
+    def median_size(self, spacing_mm: Spacing) -> Axes:
+        """Median voxels (D, H, W) of the cases on grids of that spacing."""
+        sizes = [working_size(*case, spacing_mm) for case in zip(self.shapes, self.spacings_mm, strict=True)]
+        d, h, w = (round(float(n)) for n in np.median(sizes, 0))
+        return d, h, w
+
+
+def survey_dataset(dataset: Dataset, facts: Facts) -> Survey:
+    """The survey of a checked data set.
+
+    Raises:
+        InputError: it has no fold 0 to train on.
+    """
+    marked = [facts[case.name] for case in dataset.labelled]
+    volumes = {}
+    for value, structure in list(enumerate(dataset.structures))[1:]:
+        held = [1000 * fact.labels[value] * fact.voxel_ml for fact in marked if fact.labels.get(value)]
+        if held:
+            volumes[structure] = float(np.median(held))
+    return Survey(
+        root=str(dataset.root),
+        name=dataset.name,
+        shapes=tuple(fact.shape for fact in marked),
+        spacings_mm=tuple(fact.spacing_mm for fact in marked),
+        training=len(select_fold(dataset, 0).train),
+        modalities=dataset.modalities,
+        classes=len(dataset.structures),
+        volumes_mm3=volumes,
+        ignore=dataset.ignore,
+    )
