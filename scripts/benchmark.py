@@ -1,7 +1,7 @@
 """Measure speed and memory on this machine.
 
-It prints a table and, without --quick, writes results/benchmarks/NAME.csv and .png. Nothing else should run meanwhile.
-With --case, the table's other rows stay as they are.
+It prints a table and, without --quick, writes it to results/benchmarks (a CSV for each module of scripts/benchmarks)
+and draws NAME.png. Nothing else should run meanwhile. With --case, the table's other rows stay as they are.
 """
 
 from __future__ import annotations
@@ -77,23 +77,22 @@ def main(argv: Sequence[str]) -> int:
         choice["trained"] = chosen.run
     module, function = FUNCTIONS.get(chosen.name, f"{chosen.name}.run").split(".")
     run = getattr(import_module(f"scripts.benchmarks.{module}"), function)
-    show(run(quick=chosen.quick, **choice), chosen.name, chosen)
+    show(run(quick=chosen.quick, **choice), module, chosen)
     return 0
 
 
-def show(rows: list[dict[str, object]], title: str, chosen: Namespace) -> None:
-    """Print the rows; keep them as TITLE.csv and .png unless the run was quick."""
-    print_rows(rows, title)
+def show(rows: list[dict[str, Any]], module: str, chosen: Namespace) -> None:
+    """Print the rows; unless the run was quick, keep them in MODULE.csv, and draw them as NAME.png."""
+    name = chosen.name
+    print_rows(rows, name)
     if not chosen.quick:
-        from scripts.benchmarks.harness import draw_seconds, merged, read_csv, write_csv
+        from scripts.benchmarks.harness import draw_seconds, keep_rows
 
         chosen.output.mkdir(parents=True, exist_ok=True)
-        table = chosen.output / f"{title}.csv"
-        if table.exists() and (getattr(chosen, "case", None) or getattr(chosen, "run", None)):
-            rows = merged(read_csv(table), rows)
-        write_csv(rows, table)
-        draw_seconds(rows, chosen.output / f"{title}.png", title.replace("_", ": "))
-        print(f"written: {chosen.output / title}.csv, .png")
+        table = chosen.output / f"{module}.csv"
+        part = bool(getattr(chosen, "case", None) or getattr(chosen, "run", None))
+        draw_seconds(keep_rows(rows, table, name, part=part), chosen.output / f"{name}.png", name.replace("_", ": "))
+        print(f"written: {table}, {name}.png")
 
 
 def print_rows(rows: list[dict[str, object]], title: str) -> None:

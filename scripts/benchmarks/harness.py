@@ -108,6 +108,25 @@ def merged(old: list[Row], new: list[Row], key: str = "case") -> list[Row]:
     return [fresh.pop(row.get(key), row) for row in old] + list(fresh.values())
 
 
+def keep_rows(rows: list[Row], table: Path, benchmark: str, *, part: bool = False) -> list[Row]:
+    """All rows of a benchmark, after they took the place of its old ones in a table that others share.
+
+    Args:
+        table: CSV whose column `benchmark` says whose a row is.
+        part: only some rows were measured again; the others stay.
+    """
+    kept = read_csv(table) if table.exists() else []
+    own = [
+        {key: value for key, value in row.items() if key != "benchmark"}
+        for row in kept
+        if row["benchmark"] == benchmark
+    ]
+    rows = merged(own, rows) if part else rows
+    others = [row for row in kept if row["benchmark"] != benchmark]
+    write_csv(others + [{"benchmark": benchmark, **row} for row in rows], table)
+    return rows
+
+
 def write_csv(rows: list[Row], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns(rows))

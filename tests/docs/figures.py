@@ -119,9 +119,10 @@ class StudyFigures:
 
 
 @cache
-def benchmark(name: str) -> pd.DataFrame:
-    """A table of results/benchmarks, all cells as text."""
-    return pd.read_csv(ROOT / "results" / "benchmarks" / f"{name}.csv", dtype=str, keep_default_na=False)
+def benchmark(name: str, table: str | None = None) -> pd.DataFrame:
+    """The rows of a benchmark in a table of results/benchmarks, by default of its own name; all cells as text."""
+    rows = pd.read_csv(ROOT / "results" / "benchmarks" / f"{table or name}.csv", dtype=str, keep_default_na=False)
+    return rows[rows["benchmark"] == name]
 
 
 SCORES = {
@@ -244,7 +245,7 @@ def refinement_cells(kind: str, header: tuple[str, ...], row: tuple[str, ...]) -
 
 def volume_cells(row: tuple[str, ...]) -> list[str]:
     """Size, spacing, seconds, memory and Dice of a volume tried, from results/benchmarks."""
-    table = pd.concat([benchmark("volume"), benchmark("kinds")])
+    table = pd.concat([benchmark("volume"), benchmark("kinds", "volume")])
     found = table[(table["volume"] == row[0]) & (table["arm"] == row[1].strip("`"))].iloc[0]
     words = [found[name] for name in ("size", "spacing_mm", "orientation", "channels", "classes")]
     return [row[1], *words, f"{float(found['seconds']):.2f}", found["peak_memory_mib"], dice(float(found["dice"]), 3)]

@@ -61,6 +61,20 @@ def test_rows_measured_again_take_the_place_of_the_old(tmp_path):
     assert [(row["case"], row["one_s"]) for row in rows] == [("a", 0.4), ("b", 0.2), ("c", 1)]
 
 
+def test_benchmarks_of_a_module_share_a_table(tmp_path):
+    table = tmp_path / "step.csv"
+    assert harness.keep_rows([{"case": "a", "one_s": 0.5}, {"case": "b", "one_s": 0.2}], table, "step")
+    harness.keep_rows([{"arm": "dense", "growth": 3}], table, "growth")
+    rows = harness.keep_rows([{"case": "b", "one_s": 0.1}], table, "step", part=True)
+    assert rows == [{"case": "a", "one_s": 0.5}, {"case": "b", "one_s": 0.1}]
+    harness.keep_rows([{"arm": "dense", "growth": 4}], table, "growth")
+    assert harness.read_csv(table) == [
+        {"benchmark": "step", "case": "a", "one_s": 0.5},
+        {"benchmark": "step", "case": "b", "one_s": 0.1},
+        {"benchmark": "growth", "arm": "dense", "growth": 4},
+    ]
+
+
 def test_rows_are_chosen_by_name():
     assert chosen_names(("a", "b", "c"), ["c", "a"]) == ["a", "c"]
     assert chosen_names(("a", "b"), []) == ["a", "b"]
