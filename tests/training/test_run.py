@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_contract_names(tiny: list[str]) -> None:
     assert len(cases) == len(validation) * len(structures) * 2
     assert {row["refined"] for row in cases} == {"true", "false"}
     assert [row["step"] for row in rows(folder / "metrics.csv")] == ["3", "6"]
-    assert (folder / "pictures").is_dir()
+    assert list((folder / "pictures").glob("change_*.png"))  # of what the head changed
     assert all(file.stat().st_size < 100_000 for file in (folder / "pictures").iterdir())
 
 

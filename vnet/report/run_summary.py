@@ -130,10 +130,11 @@ def _refinement(study: Study) -> Iterable[str]:
 
 
 def _changes(pictures: Path) -> Iterable[str]:
-    """Where the pictures of the largest and of the smallest gain lie."""
-    found = [path for rank in ("best", "worst") for path in sorted(pictures.glob(f"change_{rank}_*.png"))]
+    """Where the pictures of the largest, the median and the smallest gain lie; the folder is written once."""
+    ranks = ("best", "median", "worst")
+    found = [path for rank in ranks for path in sorted(pictures.glob(f"change_{rank}_*.png"))]
     if found:
-        yield f"where refinement gained most and least: look at {' and '.join(map(str, found))}"
+        yield f"what refinement changed: look at {', '.join([str(found[0]), *(path.name for path in found[1:])])}"
 
 
 def _training(run: RunRecord) -> Iterable[str]:
