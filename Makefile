@@ -2,7 +2,6 @@
 PYTHON ?= python3
 EXTRAS ?= vnet,dev
 WORKERS ?= 2
-PORT ?= 6006
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -43,9 +42,8 @@ lint: $(READY)  ## style and format
 types: $(READY)  ## types
 	$(RUN) -m mypy
 
-tensorboard: $(READY)  ## curves and pictures of all runs, on this machine only
-	@$(RUN) -c 'import socket, sys; sys.exit(socket.socket().connect_ex(("localhost", $(PORT))) == 0 and "port $(PORT) is taken, perhaps by a TensorBoard that still runs; choose another: make tensorboard PORT=6007")'
-	$(VENV)/bin/tensorboard --logdir runs --host localhost --port $(PORT) $(ARGS)
+tensorboard: $(READY)  ## curves and pictures of all runs, on this machine only (PORT=6007 chooses a port)
+	$(VENV)/bin/vnet tensorboard runs $(if $(PORT),--port $(PORT)) $(ARGS)
 
 clean:  ## remove .venv, phantoms and caches; runs stay
 	rm -rf $(VENV) data/phantoms .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

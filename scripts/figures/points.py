@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from vnet.core.errors import InputError
 from vnet.data.colours import structure_colours
@@ -143,7 +145,13 @@ def draw_head(run: Path, case: str | None, output: Path) -> list[Path]:
     slices = cut_slices(volume.array[0], versions, volume.spacing_mm, predictor.structures)
     outlines = contour_picture(slices, size_px=320)
     steps = step_figure(
-        volume.array[0], truth, prediction.coarse.numpy(), prediction.extent, versions, prediction.index
+        volume.array[0],
+        truth,
+        prediction.coarse.numpy(),
+        prediction.extent,
+        versions,
+        prediction.index,
+        predictor.structures,
     )
     paths = [output / "phantom.png", output / "head.png"]
     paths[0].write_bytes(png(outlines))
@@ -159,29 +167,31 @@ def step_figure(
     extent: tuple[float, ...],
     versions: dict[str, np.ndarray],
     index: np.ndarray,
+    structures: Sequence[str],
 ) -> Figure:
-    """Five panels of the axial slice with most foreground, (z, y, x) arrays.
+    """Five panels and a legend of the axial slice with most foreground, (z, y, x) arrays.
 
     Args:
         coarse: (K, d, h, w) logits of the padded volume, of which the volume itself fills `extent`.
         index: flat indices of the refined voxels.
+        structures: names, the first is the background.
     """
     cut = largest_slices(truth > 0)[0]
     low, high = np.percentile(image, [1, 99])
-    figure = Figure(figsize=(13, 3.4), dpi=130, facecolor=PAPER, layout="constrained")
-    panels = figure.subplots(1, 5)
+    figure = Figure(figsize=(8, 6), dpi=130, facecolor=PAPER, layout="constrained")  # legible on a phone
+    *panels, names = figure.subplots(2, 3).flat
     asked = np.zeros(truth.size, bool)
     asked[index] = True
     blocks = coarse.argmax(0)
     seen = [max(round(n * share), 1) for n, share in zip(blocks.shape, extent, strict=True)]
     coarse_cut = blocks[min(int((cut + 0.5) / truth.shape[0] * seen[0]), seen[0] - 1), : seen[1], : seen[2]]
     box = (0, truth.shape[2], 0, truth.shape[1])
-    colours = [tuple(part / 255 for part in colour) for colour in structure_colours(len(coarse) - 1)]
+    colours = [(r / 255, g / 255, b / 255) for r, g, b in structure_colours(len(coarse) - 1)]
     shades = ListedColormap([(0, 0, 0, 0), *colours])
     layers = [
         ("1  the image", None),
         ("2  the network's coarse labels", coarse_cut),
-        ("3  interpolated, and the voxels in doubt", versions["unrefined"][cut]),
+        ("3  interpolated; voxels in doubt", versions["unrefined"][cut]),
         ("4  the head's answer there", versions["refined"][cut]),
         ("truth", truth[cut]),
     ]
@@ -190,11 +200,14 @@ def step_figure(
         if labels is not None:
             look = {"cmap": shades, "vmin": 0, "vmax": len(coarse) - 1, "alpha": 0.62, "interpolation": "nearest"}
             panel.imshow(labels, origin="lower", extent=box, **look)
-        panel.set_title(title, color=INK, fontsize=10)
+        panel.set_title(title, color=INK, fontsize=12)
         panel.set_axis_off()
         panel.invert_xaxis()  # radiological: the patient's right on the left
     for side, place, align in ((SIDES[0][0], 0.02, "left"), (SIDES[0][1], 0.98, "right")):
         panels[0].text(place, 0.5, side, color=INK, transform=panels[0].transAxes, ha=align, va="center")
+    patches = [Patch(color=colour, label=name) for name, colour in zip(structures[1:], colours, strict=True)]
+    names.legend(handles=patches, loc="center", labelcolor=INK, facecolor=PAPER, edgecolor=PAPER, fontsize=13)
+    names.set_axis_off()
     rows, columns = np.nonzero(asked.reshape(truth.shape)[cut])
     panels[2].scatter(columns + 0.5, rows + 0.5, s=4, c="white", linewidths=0)
     return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -13,19 +12,21 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+from vnet.commands.tensorboard import PATH
 from vnet.core.errors import InputError
+from vnet.training.study import vnet_command, vnet_environment
 
 # name of the picture, the tab's address, what must be on the page before it is taken, height in pixels
 TABS = (
     ("scalars", "timeseries", "card-view canvas, card-view svg", 1250),
     ("images", "images&regexInput=pointrend", "tf-image-loader img", 1500),
     ("custom", "custom_scalars", "tf-line-chart, vz-line-chart2, tf-custom-scalar-multi-line-chart-card svg", 1300),
-    ("mesh", "mesh&regexInput=pointrend", "tf-mesh-loader canvas", 1310),
+    ("mesh", "mesh&regexInput=pointrend", "tf-mesh-loader canvas", 1720),
     ("hparams", "hparams", "vaadin-grid, .session-group, mat-table, table", 700),
-    ("text", "text&tagFilter=guide", "tf-text-loader table, table", 620),
 )
 WIDTH = 1400
 PATIENCE_MS = 60_000
+SETTLE_MS = 10_000  # curves are drawn some time after their charts
 
 
 def draw(runs: Path, output: Path) -> list[Path]:
@@ -43,11 +44,14 @@ def draw(runs: Path, output: Path) -> list[Path]:
     paths = []
     with serve(runs) as address, browser() as chromium:
         print(f"first page: {first_page_seconds(chromium, address):.1f} s")
+        profile = chromium.new_context()
+        profile.new_page().goto(f"{address}/{PATH}")  # keeps in this profile that no point is cut off
         for name, tab, wanted, height in TABS:
-            page = chromium.new_page(viewport={"width": WIDTH, "height": height})
-            page.goto(f"{address}/#{tab}")
+            page = profile.new_page()
+            page.set_viewport_size({"width": WIDTH, "height": height})
+            page.goto(f"{address}/?smoothing=0#{tab}&_smoothingWeight=0")
             page.wait_for_selector(wanted, timeout=PATIENCE_MS)
-            page.wait_for_timeout(4000)
+            page.wait_for_timeout(SETTLE_MS)
             path = output / f"tensorboard_{name}.png"
             page.screenshot(path=path, timeout=PATIENCE_MS)
             paths.append(path)
@@ -60,7 +64,7 @@ def first_page_seconds(chromium: Any, address: str) -> float:
     context = chromium.new_context(viewport={"width": WIDTH, "height": 900})
     page = context.new_page()
     start = time.perf_counter()
-    page.goto(address)
+    page.goto(f"{address}/{PATH}")
     page.wait_for_selector(TABS[0][2], timeout=PATIENCE_MS)
     seconds = time.perf_counter() - start
     context.close()
@@ -75,10 +79,10 @@ def serve(runs: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     # the pages show the folder as it is named here: RUN_ROOT/NAME, not where that lies on this machine
     whole = runs.resolve()
-    words = ["--logdir", f"{whole.parent.name}/{whole.name}", "--host", "localhost", "--port", str(port)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *words],
+        vnet_command("tensorboard", f"{whole.parent.name}/{whole.name}", "--port", str(port)),
         cwd=whole.parent.parent,
+        env=vnet_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from numba.core import event
+from tensorboard.plugins.base_plugin import TBContext
+from werkzeug.test import Client
 
 from tests.docs.pages import blocks
 from tests.fixtures import run_vnet
+from vnet.commands import tensorboard
 from vnet.commands.main import COMMANDS
+from vnet.core import progress
 from vnet.core.config import load_config
 from vnet.training.study import share_of
 
@@ -54,7 +64,8 @@ def test_help_of_a_script_answers_without_loading_torch(script: str, tmp_path: P
 
 
 def test_every_command_has_a_script_of_its_name() -> None:
-    assert {f"{name}.py" for name in COMMANDS} <= set(SCRIPTS)
+    # scripts/tensorboard.py would stand before the package of that name
+    assert {f"{name}.py" for name in COMMANDS} - {"tensorboard.py"} <= set(SCRIPTS)
 
 
 def test_help_names_every_command_without_loading_torch(tmp_path: Path) -> None:
@@ -169,6 +180,33 @@ def test_a_job_ends_as_its_run_and_is_requeued_where_it_was_stopped(job: str, co
     )
 
 
+def test_a_port_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run_vnet("tensorboard", [".", "--port", str(port)], capsys)
+        assert code == 2
+        assert f"--port {port}: taken; if your TensorBoard runs there, open http://localhost:{port}/data/" in err
+        monkeypatch.setattr(tensorboard, "PORT", port)
+        assert tensorboard.free_port() > port
+    assert f"port {port} is taken, perhaps by a TensorBoard that still runs; this one takes" in capsys.readouterr().out
+
+
+def test_the_page_of_curves_sets_what_no_address_can() -> None:
+    page = tensorboard.CurvesPage(TBContext())
+    answer = Client(page.get_plugin_apps()["/curves"]).get("/")
+    assert answer.status_code == 200
+    script = re.search("<script>(.*)</script>", answer.text, re.DOTALL)
+    assert script
+    for part in ("scalarSmoothing: 0", "ignoreOutliers: false", '"_ignoreYOutliers", "false"', "?smoothing=0"):
+        assert part in script[1]
+    allowed = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"'sha256-{allowed}'" in answer.headers["Content-Security-Policy"]
+    assert f"data/plugin/{page.plugin_name}/curves" == tensorboard.PATH
+
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MESSAGE = "vnet needs packages that this Python lacks ("
 
@@ -208,3 +246,26 @@ def test_importing_vnet_without_the_extra_raises_with_that_line() -> None:
     done = without_packages("-c", "import vnet")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"ImportError: {MESSAGE}")
+
+
+def test_compiling_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def loop() -> None: ...
+
+    progress.announce_compiling()
+    progress.announce_compiling()
+    for module in ("monai.loops", "pointrend._kernels.rendering", "pointrend._kernels.reading"):
+        loop.__module__ = module
+        with event.trigger_event("numba:compile", data={"dispatcher": SimpleNamespace(py_func=loop)}):
+            pass
+    out = capsys.readouterr().out
+    assert out == "compiling loops, once after each installation: about half a minute in all\n"
+
+
+def test_durations_are_told_in_words_of_their_size() -> None:
+    assert [progress.duration(seconds) for seconds in (0.4, 99, 100, 5900, 9000)] == [
+        "0.4 s",
+        "99 s",
+        "1.7 min",
+        "98.3 min",
+        "2.5 h",
+    ]

@@ -6,7 +6,6 @@ import re
 import shlex
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +18,9 @@ import pytest
 import torch
 
 from tests.docs.pages import README, ROOT, blocks, execute, run_vnet, section, tables
+from vnet.commands import tensorboard
 from vnet.data.phantoms import PhantomKind, write_phantoms
+from vnet.training.study import vnet_command, vnet_environment
 
 SHORT = {
     "--training.steps": "3",
@@ -75,14 +76,17 @@ def tensorboard_starts(line: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    words = [str(Path(sys.executable).with_name("tensorboard")), *shlex.split(line)[1:], "--port", str(port)]
-    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = vnet_command(*shlex.split(line)[1:], "--port", str(port))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, cwd=folder, env=vnet_environment(), **quiet)
     try:
         tries = 0
         while not serves_tensorboard(port) and tries < 60:
             tries += 1
             time.sleep(0.5)
         assert serves_tensorboard(port)
+        with urllib.request.urlopen(f"http://localhost:{port}/{tensorboard.PATH}", timeout=5) as page:
+            assert page.read().decode() == tensorboard.PAGE
     finally:
         process.terminate()
         process.wait()

@@ -637,6 +637,16 @@ VOLUMES = [
 
 RUNS = [
     Refusal(
+        "a study without data: no run is begun",
+        "vnet experiment --config tiny.yaml --data.root nowhere",
+        "nowhere: no such folder; name the folder that holds dataset.json",
+    ),
+    Refusal(
+        "curves of runs that are not there",
+        "vnet tensorboard nowhere",
+        "nowhere: no such folder; name a folder of runs, as vnet experiment makes them",
+    ),
+    Refusal(
         "a run folder with another experiment",
         f"{GO_ON} --training.learning_rate 0.1",
         f"{RUN}: holds another experiment (training.learning_rate 0.1, there 0.003); give this one another name or "

@@ -370,6 +370,16 @@ def test_strange_names_reach_terminal_and_report_harmless(world: Path, capsys: p
     assert (code, err) == (0, "")
 
 
+def test_a_prediction_says_what_it_overwrites(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(RUN), "--input", "data/imagesTr", "--output", "out"]
+    assert "overwriting" not in run_vnet("predict", words, capsys)[1]
+    for name in "ab":
+        Path(f"out/{name}.nii.gz").unlink()
+    code, out, err = run_vnet("predict", words, capsys)
+    assert (code, err) == (0, "")
+    assert "overwriting 3 files in out: c.nii.gz, d.nii.gz, e.nii.gz\n" in out
+
+
 def test_file_names_cannot_move_the_cursor(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("in").mkdir()
     shutil.copy("data/imagesTr/a.nii.gz", "in/a\x1b[2J\nb.nii.gz")
@@ -392,6 +402,7 @@ def test_the_report_may_load_nothing(world: Path, capsys: pytest.CaptureFixture[
 
 def test_tensorboard_is_bound_to_localhost() -> None:
     recipe = (ROOT / "Makefile").read_text()
-    assert "tensorboard --logdir runs --host localhost" in recipe
+    assert "vnet tensorboard runs" in recipe
+    assert '"--host", default="localhost"' in (ROOT / "vnet/commands/tensorboard.py").read_text()
     texts = [recipe, (ROOT / "README.md").read_text(), *(path.read_text() for path in (ROOT / "scripts").glob("*.py"))]
     assert not any(re.search(r"--bind_all|--host[ =](?!localhost)", text) for text in texts)

@@ -76,7 +76,10 @@ def test_unrefined_and_refined_labels_have_a_row_each():
     assert FIRST not in pixels(picture, 0, 15.9, 4.0)
     assert FIRST in pixels(picture, 0, 15.9, 4.0, row=1)
     upright = contour_picture(cut_slices(np.zeros(SHAPE), {"truth": truth, "refined": truth}, SPACING), upright=True)
-    assert upright.shape[0] > 2 * upright.shape[1]
+    assert upright.shape[1] == 700
+    image_alone, refined = upright[40:160, GAP : GAP + 338], upright[40:160, 2 * GAP + 338 :]
+    assert FIRST not in {tuple(map(int, colour)) for colour in image_alone.reshape(-1, 3)}
+    assert FIRST in {tuple(map(int, colour)) for colour in refined.reshape(-1, 3)}
 
 
 def test_each_structure_has_its_colour_and_the_border_closes_it():
@@ -134,12 +137,13 @@ def test_a_long_axis_is_cut_to_the_structures():
     assert slices.labels["truth"][0].sum() == 10 * 20
 
 
-UPRIGHT_TOP = 30  # below the first caption, at 360 pixels across
+WIDE, HIGH = 338, 135  # of the axial panel of an upright picture: 8 mm up, 20 mm across
 
 
 def axial_panel(picture):
-    """The first panel of an upright picture: 360 pixels across, 8 mm up of 20 mm across."""
-    return picture[UPRIGHT_TOP : UPRIGHT_TOP + 144, GAP : GAP + 360]
+    """The first panel of an upright picture of one column, in the middle of the page below its caption."""
+    left = (picture.shape[1] - WIDE) // 2
+    return picture[37 : 37 + HIGH, left : left + WIDE]
 
 
 def test_points_lie_on_their_voxels():
@@ -148,9 +152,9 @@ def test_points_lie_on_their_voxels():
     points = (np.array([[2, 5, 4]]) + 0.5) / SHAPE
     panel = axial_panel(uncertainty_picture(uncertainty, points, SPACING))
     rows, columns = np.nonzero((panel == ASKED).all(-1))
-    assert 1 - rows.mean() / 144 == pytest.approx(5.5 / 8, abs=0.02)
-    assert 1 - columns.mean() / 360 == pytest.approx(4.5 / 10, abs=0.02)
-    bright = panel[144 - round(3.5 / 8 * 144), round(0.55 * 360)]
+    assert 1 - rows.mean() / HIGH == pytest.approx(5.5 / 8, abs=0.02)
+    assert 1 - columns.mean() / WIDE == pytest.approx(4.5 / 10, abs=0.02)
+    bright = panel[HIGH - round(3.5 / 8 * HIGH), round(0.55 * WIDE)]
     assert bright.min() > 0.7 * 255  # the tie is the bright end of the scale
     assert panel[5, 5].max() < 0.1 * 255
 

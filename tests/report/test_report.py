@@ -209,7 +209,7 @@ def test_the_study_s_margin_counts_with_its_reason_alone(tmp_path, make_run):
     assert report.headline()[0].startswith("In this training pointrend_s2 and dense were equivalent within the margin")
     without = build_report([tmp_path / "without"])
     assert without.margin is None
-    assert any("margin of 0.5 Dice is not used: study.equivalence_reason gives no reason" in n for n in without.notes())
+    assert any("names a margin (0.5 Dice) and no reason for it" in note for note in without.notes())
 
 
 @pytest.mark.parametrize("cases", [3, 4, 5])

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from vnet.core.errors import InputError
+from vnet.evaluation.comparison import Difference
+from vnet.evaluation.statistics import Paired
 from vnet.evaluation.study_tables import Study, read_study
 from vnet.report.curves import Ending, convergence_notes, convergence_table, endings, ends_of_last_quarter
 from vnet.report.output import print_run_summary, write_report
 from vnet.report.report import build_report
-from vnet.report.run_summary import commands, next_looks, program, summary_table
+from vnet.report.run_summary import commands, next_looks, plain_words, program, summary_table
 from vnet.report.tables import markdown
 
 HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm"
@@ -98,9 +100,61 @@ def test_commands_can_be_pasted(run: Path) -> None:
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").write_bytes(b"")
     board, predict, compare = commands(run)
-    assert board.endswith(f"--logdir {run.parent.parent}")
+    assert board.endswith(f"vnet tensorboard {run.parent.parent}")
     assert predict.endswith(f"vnet predict {run} --input scan.nii.gz --output predicted")
     assert compare.endswith(f"vnet compare {run.parent.parent}")
+
+
+def difference(first: float, second: float, verdict: str, *, cases: int = 5, better: int = 4) -> Difference:
+    summary = Paired(
+        mean=first - second, low=-1, high=1, over_trainings=None, p=0.1, effect=0, better=better / cases,
+        worse=(cases - better) / cases, cases=cases, subjects=cases, runs=1, runs_resampled=False,
+        seed_spread=None,
+    )  # fmt: skip
+    return Difference(
+        comparison="pointrend_s4 - dense", structure="mean", metric="dice", means=(first, second), summary=summary,
+        p_holm=0.1, verdict=verdict, seed_spread=None, missed=0, without_missed=0, absent=0, invented=0,
+    )  # fmt: skip
+
+
+SEEN = (
+    "In plain words: pointrend_s4 scored higher than dense on 5 cases (mean Dice 0.8000 against 0.7000; higher in 4, "
+    "lower in 1)"
+)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "end"),
+    [
+        ("too few cases (5)", "these are too few cases to tell how other cases would come out."),
+        ("no difference shown", "the cases differ too much to expect the same on others."),
+        ("better", "expect the same on other cases, also of networks that are trained again."),
+        (
+            "better in this training",
+            "expect the same of these trained networks on other cases; trained again they may come out otherwise.",
+        ),
+        (
+            "better, but equivalent in these trainings",
+            "expect the same of these trained networks on other cases; trained again they may come out otherwise, and "
+            "the difference is too small to matter by this study's margin.",
+        ),
+        (
+            "equivalent",
+            "expect the same on other cases, also of networks that are trained again, and the difference is too small "
+            "to matter by this study's margin.",
+        ),
+    ],
+)
+def test_every_verdict_in_plain_words(verdict: str, end: str) -> None:
+    assert plain_words(difference(0.8, 0.7, verdict)) == f"{SEEN}; {end}"
+
+
+def test_the_sign_of_a_difference_in_plain_words() -> None:
+    worse = plain_words(difference(0.7, 0.8, "worse", cases=1, better=0))
+    assert worse.startswith("In plain words: pointrend_s4 scored lower than dense on 1 case (mean Dice 0.7000 against")
+    same = plain_words(difference(0.70001, 0.70002, "no difference shown"))
+    assert same.startswith("In plain words: pointrend_s4 and dense scored the same on 5 cases (mean Dice 0.7000); the")
+    assert plain_words(None) == ""
 
 
 def test_a_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is written is read back by TensorBoard's own reader."""
+"""What is written is read back by TensorBoard's own reader; surface errors of boxes, whose distances are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,19 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.util.tensor_util import make_ndarray
 
-from vnet.report.tensorboard import GROUPS, Board, markdown_pairs, tag
+from vnet.data.colours import structure_colours
+from vnet.report.meshes import (
+    INK,
+    LARGE,
+    RIGHT,
+    SMALL,
+    captioned,
+    error_colours,
+    error_mesh,
+    label_colours,
+    upright,
+)
+from vnet.report.tensorboard import CURVES, GROUPS, Band, Board, charts, markdown_pairs, refined_dice, tag
 
 
 def read(folder):
@@ -68,11 +80,28 @@ def test_the_layout_puts_several_curves_in_one_chart(tmp_path):
         board.layout({"first": {"CA1": ["dice/CA1 (left)/answer", "dice/CA1 (left)/unrefined"], "loss": ["loss/dice"]}})
     (event,) = read(tmp_path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    charts = {chart.title: list(chart.multiline.tag) for part in layout.category for chart in part.chart}
+    shown = {chart.title: list(chart.multiline.tag) for part in layout.category for chart in part.chart}
     assert [part.title for part in layout.category] == ["first"]
     # each is a regular expression that fits its own curve only
-    assert charts["CA1"] == [r"^1\ dice/CA1\ left/answer$", r"^1\ dice/CA1\ left/unrefined$"]
-    assert charts["loss"] == [r"^6\ loss/dice$"]
+    assert shown["CA1"] == [r"^1\ dice/CA1\ left/answer$", r"^1\ dice/CA1\ left/unrefined$"]
+    assert shown["loss"] == [r"^6\ loss/dice$"]
+
+
+def test_a_band_names_its_line_and_its_ends(tmp_path):
+    with Board(tmp_path) as board:
+        board.layout({"gain": {"CA1": Band(refined_dice("CA1"), "dice/CA1/unrefined", refined_dice("CA1"))}})
+    (event,) = read(tmp_path).Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    (series,) = category.chart[0].margin.series
+    refined = "4 refinement/dice CA1"
+    assert (series.value, series.lower, series.upper) == (refined, "1 dice/CA1/unrefined", refined)
+
+
+def test_no_chart_has_more_than_four_curves():
+    shown = charts(["CA1", "CA3", "DG"])
+    assert list(shown["1 Dice"]) == ["mean", "CA1", "CA3", "DG"]
+    assert all(isinstance(chart, Band) for chart in list(shown.values())[1].values())
+    assert all(len(chart) <= CURVES for part in shown.values() for chart in part.values())
 
 
 def test_a_mesh_comes_back_under_a_heading_of_its_own(tmp_path):
@@ -122,3 +151,119 @@ def test_an_unknown_group_is_refused(name):
 def test_markdown_pairs_flatten_and_escape():
     text = markdown_pairs({"a": {"b": "x|y\nz"}, "c": 1})
     assert text.splitlines() == ["| key | value |", "|---|---|", "| a.b | x\\|y z |", "| c | 1 |"]
+
+
+SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 2.0)
+
+
+def box(*ranges, value=1):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[tuple(slice(a, b) for a, b in ranges)] = value
+    return labels
+
+
+def test_a_perfect_prediction_has_no_error_anywhere():
+    truth = box((2, 8), (3, 9), (4, 11))
+    (mesh,) = error_mesh(truth, [truth], SPACING, classes=2)
+    assert (mesh.error_mm == 0).all()
+    # the surface runs half way between the voxel centres inside and outside
+    np.testing.assert_allclose(mesh.vertices_mm.min(0), [1.5 * 3, 2.5 * 1, 3.5 * 2])
+    np.testing.assert_allclose(mesh.vertices_mm.max(0), [7.5 * 3, 8.5 * 1, 10.5 * 2])
+    assert mesh.faces.max() == len(mesh.vertices_mm) - 1
+
+
+def test_a_wall_moved_by_two_voxels_is_off_by_their_length_and_signed():
+    truth = box((2, 8), (3, 9), (4, 9))
+    longer, shorter = box((2, 8), (3, 9), (4, 11)), box((2, 8), (3, 9), (4, 7))
+    far, near = error_mesh(truth, [longer, shorter], SPACING, classes=2)
+    wall = far.vertices_mm[:, 2] == 8.5 * 2
+    middle = wall & (np.abs(far.vertices_mm[:, 0] - 15) < 2) & (np.abs(far.vertices_mm[:, 1] - 5.5) < 1)
+    # inside the longer box the nearest of its faces may be one of the sides, never beyond 4 mm
+    assert middle.any()
+    assert 0 < far.error_mm[wall].max() <= 4
+    assert (far.error_mm[wall] > 0).all()
+    np.testing.assert_allclose(near.error_mm[middle], -4)
+    other = far.vertices_mm[:, 2] == 3.5 * 2
+    assert (far.error_mm[other] == 0).all()
+    np.testing.assert_array_equal(far.vertices_mm, near.vertices_mm)
+
+
+def test_what_was_missed_falls_short_without_end():
+    truth = box((2, 8), (3, 9), (4, 9))
+    (mesh,) = error_mesh(truth, [np.zeros_like(truth)], SPACING, classes=2)
+    assert (mesh.error_mm == -np.inf).all()
+    assert (error_colours(mesh.error_mm, 2.0) == SMALL).all()
+
+
+def test_structures_share_one_mesh_and_an_ignored_label_has_none():
+    truth = box((1, 4), (1, 4), (1, 4)) + box((5, 9), (5, 9), (5, 9), value=2)
+    both = len(error_mesh(truth, [truth], SPACING, classes=3)[0].vertices_mm)
+    truth[0, 0, :] = 255
+    (mesh,) = error_mesh(truth, [truth], SPACING, classes=3)
+    assert len(mesh.vertices_mm) == both
+    assert mesh.faces.max() == both - 1
+    (first,) = error_mesh(truth, [truth], SPACING, classes=2)
+    assert 0 < len(first.vertices_mm) < both
+
+
+def test_a_large_surface_is_taken_from_fewer_voxels():
+    truth = np.zeros((50, 52, 54), np.uint8)
+    truth[5:45, 5:45, 5:45] = 1
+    whole, fewer = (error_mesh(truth, [truth], (1, 1, 1), 2, n)[0] for n in (100_000, 1000))
+    assert len(whole.vertices_mm) == 6 * 40 * 40
+    assert len(fewer.vertices_mm) <= 1500
+    assert (fewer.error_mm == 0).all()
+
+
+def test_nothing_to_show_is_an_empty_mesh():
+    none = np.zeros(SHAPE, np.uint8)
+    (mesh,) = error_mesh(none, [box((2, 8), (3, 9), (4, 9))], SPACING, classes=2)
+    assert mesh.vertices_mm.shape == (0, 3)
+    assert upright(mesh.vertices_mm).shape == (0, 3)
+
+
+def test_colours_go_from_too_small_over_right_to_too_large():
+    colours = error_colours(np.array([-9.0, -2.0, 0.0, 1.0, 2.0]), 2.0)
+    np.testing.assert_array_equal(colours[[0, 1, 2, 4]], [SMALL, SMALL, RIGHT, LARGE])
+    np.testing.assert_array_equal(colours[3], np.round((RIGHT + LARGE) / 2))
+
+
+def test_the_head_is_up_and_the_patients_right_on_the_left():
+    corners = np.array([[0, 0, 0], [4, 0, 0], [0, 6, 0], [0, 0, 2]], float)  # z, y, x
+    np.testing.assert_array_equal(upright(corners), [[1, -2, -3], [1, 2, -3], [1, -2, 3], [-1, -2, -3]])
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"must agree in shape, got \(10, 12, 14\) and \(2, 2, 2\)"):
+        error_mesh(box(), [np.zeros((2, 2, 2), int)], SPACING, 2)
+
+
+def test_a_structure_has_its_colour_in_pictures_meshes_and_headings():
+    truth = box((1, 4), (1, 4), (1, 4)) + box((5, 9), (5, 9), (5, 9), value=2)
+    (mesh,) = error_mesh(truth, [truth], SPACING, classes=3)
+    assert set(mesh.labels) == {1, 2}
+    colours = label_colours(mesh.labels, classes=3)
+    far = mesh.vertices_mm[:, 0] > 4.5 * 3  # the second box lies higher
+    assert {tuple(map(int, colour)) for colour in colours[far]} == {structure_colours(2)[1]}
+
+
+def test_a_caption_lies_below_its_surface_in_the_colours_of_its_words():
+    truth = box((2, 8), (3, 9), (4, 9))
+    (mesh,) = error_mesh(truth, [truth], SPACING, classes=2)
+    own = upright(mesh.vertices_mm)
+    orange = structure_colours(1)[0]
+    vertices, faces, colours = captioned(
+        mesh, label_colours(mesh.labels, 2), [[("refined labels", INK)], [("organ", orange)]]
+    )
+    moved = vertices[: len(own)] - own
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[0], own.shape), atol=1e-5)
+    np.testing.assert_allclose(vertices.min(0), -vertices.max(0), atol=1e-5)  # the whole lies about 0
+    own = own + moved[0]
+    words, inks = vertices[len(own) :], colours[len(own) :]
+    assert words[:, 1].max() < own[:, 1].min()
+    assert 0.8 * np.ptp(own[:, 0]) < np.ptp(words[:, 0]) <= max(np.ptp(own[:, 0]), 0.6 * np.ptp(own[:, 1])) + 1e-3
+    assert {tuple(map(int, colour)) for colour in inks} == {INK, tuple(max(part, 1) for part in orange)}
+    assert words[inks[:, 0] == orange[0], 1].max() < words[inks[:, 0] == INK[0], 1].min()  # the second line is lower
+    assert faces.max() == len(vertices) - 1
+    first, second, third = (words[faces[len(mesh.faces) :, i] - len(own)] for i in range(3))
+    assert (np.cross(second - first, third - first)[:, 2] > 0).all()  # every triangle faces the eye

@@ -22,7 +22,14 @@ from vnet.core.files import RUN_LOCK, Holder
 from vnet.core.runs import RunKey, read_kept_runs
 from vnet.model.checkpoints import read_checkpoint
 from vnet.training.run import train_run
-from vnet.training.study import StudyStopped, run_forwarding_signals, run_study, study_configs, vnet_environment
+from vnet.training.study import (
+    StudyStopped,
+    run_forwarding_signals,
+    run_study,
+    study_configs,
+    time_left,
+    vnet_environment,
+)
 
 
 def test_every_arm_fold_and_seed_is_a_run(tiny: list[str]) -> None:
@@ -40,6 +47,24 @@ def test_a_bad_arm_is_named_before_the_first_run(tiny: list[str], tmp_path: Path
     with pytest.raises(InputError, match="network.width must be 1 or more, got -1"):
         run_study(words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_without_data_ends_before_its_first_run(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for root, message in (
+        ("", "data.root: no data set named"),
+        ("nowhere", "nowhere: no such folder; name the folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_study([*tiny, "--data.root", root])
+    assert capsys.readouterr().out == ""
+    assert not Path("runs").exists()
+
+
+def test_the_time_left_follows_from_the_runs_that_were_trained() -> None:
+    start = time.monotonic() - 120
+    assert time_left(start, 0, 5) == ""
+    assert time_left(start, 2, 3) == ", about 3.0 min left"
+    assert time_left(start, 4, 1) == ", about 30 s left"
 
 
 @pytest.mark.slow

@@ -19,9 +19,11 @@ def main(argv: Sequence[str]) -> int:
     add_device_option(parser)
     chosen, overrides = parser.parse_with_overrides(argv)
     from vnet.core.distributed import is_rank_zero
+    from vnet.core.progress import announce_compiling
     from vnet.report.output import print_run_summary
     from vnet.training.run import evaluate_run
 
+    announce_compiling()
     folder = evaluate_run(chosen.run, overrides, checkpoint=chosen.checkpoint, device=chosen.device)
     if is_rank_zero():
         print_run_summary(folder)

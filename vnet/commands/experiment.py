@@ -36,10 +36,11 @@ def main(argv: Sequence[str]) -> int:
         )
         return 0
     from vnet.report.output import print_comparison
+    from vnet.report.run_summary import installed_program
 
     print_comparison(configs)
     runs = Path(configs[0].run_root, configs[0].name)
-    print(f"curves and pictures: tensorboard --logdir {runs}  (or: make tensorboard)")
+    print(f"curves, pictures: {installed_program('vnet', 'vnet')} tensorboard {shlex.quote(str(runs))}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`vnet COMMAND ...`: train, predict, evaluate, compare, experiment, data, nnunet; their parser and exit codes."""
+"""`vnet COMMAND ...`: the commands, their parser and exit codes."""
 
 from __future__ import annotations
 
@@ -141,6 +141,7 @@ COMMANDS = {
     "predict": "label volumes with a trained run",
     "evaluate": "score a trained run on its validation fold or on another data set",
     "compare": "tables, paired differences and one HTML page of finished runs",
+    "tensorboard": "show the curves and pictures of runs",
     "nnunet": "label images with a model that nnU-Net trained, or train one with a point head",
     "data": "make, fetch or check a data set, or plan a config for it",
 }

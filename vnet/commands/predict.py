@@ -35,8 +35,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
     add_device_option(parser)
     chosen, overrides = parser.parse_with_overrides(argv)
+    from vnet.core.progress import announce_compiling
     from vnet.inference.label_files import predict_files
 
+    announce_compiling()
     written = predict_files(
         chosen.run,
         chosen.input,

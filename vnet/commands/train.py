@@ -14,10 +14,12 @@ def main(argv: Sequence[str]) -> int:
         with stopping_at_once():
             from vnet.core.distributed import is_rank_zero
             from vnet.core.environment import portable_command
+            from vnet.core.progress import announce_compiling
             from vnet.core.runs import RunKey
             from vnet.report.output import print_run_summary
             from vnet.training.run import train_run
 
+            announce_compiling()
             run = train_run(config, command=portable_command(["train", *argv]))
     except Preempted as stop:
         print(f"stopped; the same command continues where it stopped: {config.run_folder}", flush=True)

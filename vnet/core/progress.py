@@ -1,10 +1,11 @@
-"""Progress of long work on stdout: a live bar on a terminal, else a line every 20 seconds."""
+"""Progress of long work on stdout: a live bar on a terminal, else a line every 20 seconds; notes on what takes long."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,6 +13,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vnet.core.errors import printable
 
 SECONDS_BETWEEN_LINES = 20.0
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `24 s`, `3.2 min` or `5.1 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5940 else f"{seconds / 3600:.1f} h"
+
+
+def announce_compiling() -> None:
+    """Print a line when numba begins to compile `pointrend`'s loops, which it does once after each installation.
+
+    Only the commands of `vnet` call this: a library prints nothing unasked.
+    """
+    from numba.core import event
+
+    class Announcer(event.Listener):
+        said = False
+
+        def on_start(self, started: Any) -> None:
+            compiled = started.data["dispatcher"].py_func.__module__
+            if not self.said and compiled.startswith("pointrend."):
+                self.said = True
+                print("compiling loops, once after each installation: about half a minute in all", flush=True)
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    if not _announced:
+        _announced.append(True)
+        event.register("numba:compile", Announcer())
+
+
+_announced: list[bool] = []
 
 
 class ProgressBar:
@@ -64,7 +101,8 @@ class ProgressBar:
             self.printed = now
             rate = (now - self.started) / max(self.done - self.first, 1)
             left = rate * (self.total - self.done)
-            print(f"{self.title} {self.done}/{self.total} {note} {left / 60:.1f} min left", flush=True)
+            end = f"{duration(left)} left" if left else f"in {duration(now - self.started)}"
+            print(f"{self.title} {self.done}/{self.total} {note} {end}", flush=True)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

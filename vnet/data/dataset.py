@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vnet.core.config import Config
 from vnet.core.errors import InputError, RunFault
 from vnet.data.case_files import FolderListing, group_channels, list_folder
 from vnet.data.description import (
@@ -121,6 +122,20 @@ def open_dataset(root: Path | str) -> Dataset:
         read_source(text),
         tuple(found.findings),
     )
+
+
+def require_dataset(config: Config) -> Path:
+    """The folder of the data set of `config`, which is there, or is to be filled with phantoms. Reads no voxel.
+
+    Raises:
+        InputError: no data set is named, or none lies there.
+    """
+    if not config.data.root:
+        raise InputError("data.root: no data set named; add --data.root FOLDER (Decathlon or nnU-Net raw layout)")
+    root = Path(config.data.root)
+    if root.exists() or not config.data.phantoms:
+        open_dataset(root)
+    return root
 
 
 def sort_out(root: Path, listed: Iterable[tuple[Case | None, list[str]]]) -> tuple[list[Case], list[str]]:

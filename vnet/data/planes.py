@@ -30,7 +30,8 @@ PLANES = ("axial", "coronal", "sagittal")  # across z, y, x
 SIDES = ("RL", "RL", "AP")  # left and right of the page: right and left, anterior and posterior
 TRUTH = "truth"
 CROPPED_VOX = 128  # a longer axis is cut to the structures
-PANEL_PX = 360
+# TensorBoard shows a picture 350 pixels wide until it is clicked, and skips pixels: of 700 every second
+PAGE_PX, PANEL_PX = 700, 338
 TINT = 0.45  # of the colour over the grey
 NAMED = 12  # structures in a legend
 Entry = tuple[str, Colour | None]  # of a legend
@@ -160,24 +161,28 @@ def contour_picture(slices: Slices, title: str = "", size_px: int = PANEL_PX, *,
         slices: from `cut_slices`. Where the truth is all there is, its outline is drawn.
         title: one line above.
         size_px: of a plane: its height, its width if `upright`.
-        upright: the label volumes are columns and the planes rows, else the reverse.
+        upright: the label volumes are columns and the planes rows, else the reverse. Beside a single one stands the
+            image alone.
     """
     truth = slices.labels.get(TRUTH)
     versions = {name: planes for name, planes in slices.labels.items() if name != TRUTH}
+    bare = upright and len(versions) == 1
     palette = np.array([PAPER, *structure_colours(_largest(slices))], np.uint8)
     grid = []
-    for planes in (versions or slices.labels).values():
+    for planes in [*([None] if bare else []), *(versions or slices.labels).values()]:
         row = []
         for axis, grey in enumerate(slices.image):
             place = partial(displayed, spacing_mm=slices.spacing_mm, axis=axis, size_px=size_px, upright=upright)
             panel = np.repeat(place(grey)[..., None], 3, axis=2)
-            if truth is not None and versions:
+            if truth is not None and versions and planes is not None:
                 panel = tint(panel, place(truth[axis]), palette)
-            row.append(draw_outlines(panel, place(planes[axis]), palette, line_px=max(size_px // 120, 2)))
+            if planes is not None:
+                panel = draw_outlines(panel, place(planes[axis]), palette, line_px=max(size_px // 120, 2))
+            row.append(panel)
         grid.append(row)
     notes = ["tint: truth", "line: prediction"] if truth is not None and versions else []
-    names, legend = list(versions or slices.labels), structure_legend(slices, palette)
-    return compose(grid, names, slices.cuts, title, legend, notes, upright=upright)
+    names, legend = [*(["image"] if bare else []), *(versions or slices.labels)], structure_legend(slices, palette)
+    return compose(grid, names, slices.cuts, title, legend, notes, upright=upright, page_px=PAGE_PX * upright)
 
 
 def _largest(slices: Slices) -> int:
@@ -238,6 +243,7 @@ def compose(
     *,
     upright: bool = False,
     axes: Sequence[int] = (0, 1, 2),
+    page_px: int = 0,
 ) -> Picture:
     """Panels on a page: a row a name and a column a plane (the reverse if `upright`), title above, legend below.
 
@@ -248,14 +254,18 @@ def compose(
         legend: name to colour.
         notes: what is written behind the legend.
         axes: that the planes are across.
+        page_px: least width of the page, whose letters are then a 27th of it; else they follow the panels.
     """
     cells = [[planes[k] for planes in grid] for k in range(len(axes))] if upright else grid
-    size = max(min(panel.shape[1 if upright else 0] for row in grid for panel in row) // 18, 12)
-    font, gap = _font(size), 8
+    gap = 8
     widths = [max(row[i].shape[1] for row in cells) for i in range(len(cells[0]))]
     heights = [max(len(panel) for panel in row) for row in cells]
+    panel_px = min(panel.shape[1 if upright else 0] for row in grid for panel in row)
+    size = page_px // 27 or max(panel_px // 18, 12)
+    font = _font(size)
     words: list[Entry] = [*legend.items(), *((note, None) for note in notes)]
-    width = int(max(sum(widths) + gap * (len(widths) + 1), font.getlength(title) + 2 * gap))
+    least = max(sum(widths) + gap * (len(widths) + 1), font.getlength(title) + 2 * gap)
+    width = int(max(least, page_px))
     lines = _wrapped(words, font, width - 2 * gap)
     line = round(1.5 * size)
     height = line * bool(title) + sum(h + line for h in heights) + line * len(lines) + gap

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vnet.core.config import Config
 from vnet.core.environment import groups_file
 from vnet.core.errors import InputError
 from vnet.data.checks import CheckResult, check_dataset, examine
-from vnet.data.dataset import Case, Dataset, Fingerprint, open_dataset, unchanged
+from vnet.data.dataset import Case, Dataset, Fingerprint, open_dataset, require_dataset, unchanged
 from vnet.data.dataset_report import find_warnings
 from vnet.data.folds import Fold, read_groups, select_fold
 from vnet.data.header_affine import print_findings
@@ -63,9 +62,7 @@ def open_checked_dataset(
     Raises:
         InputError: every fault of the data set at once; with `leave_out` only where no case is without fault.
     """
-    if not config.data.root:
-        raise InputError("data.root: no data set named; add --data.root FOLDER (Decathlon or nnU-Net raw layout)")
-    root = Path(config.data.root)
+    root = require_dataset(config)
     if config.data.phantoms and not root.exists():
         print(f"writing {config.data.phantoms} phantom volumes to {root}", flush=True)
         kind = SheetKind() if config.data.phantom_kind == "sheets" else None

@@ -23,7 +23,7 @@ from vnet.core.progress import ProgressBar
 from vnet.data.case_files import Inputs, list_inputs
 from vnet.data.colours import itksnap_labels, slicer_colour_table, structure_colours
 from vnet.data.dicom import MISSING, Concept, Series, read_series, structure_concepts, write_segmentation
-from vnet.data.header_affine import print_findings
+from vnet.data.header_affine import name_some, print_findings
 from vnet.data.planes import contour_picture, cut_slices
 from vnet.data.volumes import Volume, read_image, write_labels, write_scaled
 from vnet.inference.prediction import Prediction
@@ -86,6 +86,7 @@ def predict_files(
     targets = {name: {kind: output / f"{name}{SAVED[kind]}" for kind in save} for name in inputs.cases}
     refuse_unwritable(inputs, save, source)
     refuse_overwriting(inputs.cases, targets, output)
+    note_overwriting(targets, output)
     concepts = structure_concepts(predictor.structures, predictor.config.inference.codes)
     exporter = Exporter(predictor.structures, tuple(concepts))
     output.mkdir(parents=True, exist_ok=True)
@@ -303,6 +304,13 @@ def refuse_unwritable(inputs: Inputs, save: Iterable[str], source: Path) -> None
         packages, install = NEEDED.get(kind, ((), ""))
         if missing := [name for name in packages if find_spec(name) is None]:
             raise InputError(f"--save {kind}: this Python lacks {' and '.join(missing)}: {install}")
+
+
+def note_overwriting(targets: Mapping[str, Mapping[str, Path]], output: Path) -> None:
+    """Print which files of an earlier prediction are about to be replaced."""
+    there = [path.name for paths in targets.values() for path in paths.values() if path.exists()]
+    if there:
+        print(f"overwriting {len(there)} file{'s' * (len(there) != 1)} in {output}: {name_some(there)}", flush=True)
 
 
 def refuse_overwriting(

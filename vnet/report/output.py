@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from vnet.core.config import Config
 from vnet.core.files import read_table, write_text
 from vnet.core.runs import RunKey
-from vnet.evaluation.comparison import Difference
+from vnet.evaluation.comparison import MEAN, Difference
 from vnet.evaluation.study_tables import finished_tables, read_study
 from vnet.report import provenance, run_summary
 from vnet.report.arms import arms_table, costs_table, training_table
@@ -123,8 +123,15 @@ def print_report(report: Report, console: Console | None = None) -> None:
     differences = [*report.checkpoint_tables(), *reversed(report.difference_tables())]
     for table in [*details, *(_narrow(table) for table in differences)]:
         console.print(rich_table(table), "")
-    for line in [*report.headline(), *report.notes()]:
+    plain = run_summary.plain_words(first_named(report))
+    for line in [*([plain, ""] if plain else []), *report.headline(), *report.notes()]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def first_named(report: Report) -> Difference | None:
+    """The mean Dice of the first comparison named beforehand, else of the first of all; None without a shared case."""
+    of_dice = {d.comparison: d for d in report.differences if d.structure == MEAN and d.metric == "dice" and d.summary}
+    return next((of_dice[name] for name in (*report.named, *report.others) if name in of_dice), None)
 
 
 def _narrow(table: Table) -> Table:
@@ -142,6 +149,7 @@ def print_comparison(configs: Sequence[Config]) -> None:
     """
     config, tables = configs[0], finished_tables(configs)
     paths = list(dict.fromkeys(tables.values()))
+    print(f"comparing {len(configs)} runs: tables, figures, report", flush=True)
     report = build_report(paths, named=config.study.comparisons, only=tables)
     print_report(report)
     page = write_report(report, Path(config.run_root, config.name, "report"))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vnet.data.colours import Colour, structure_colours
 from vnet.data.planes import (
+    PAGE_PX,
     PANEL_PX,
     Labels,
     Mask,
@@ -55,7 +56,7 @@ def uncertainty_picture(
         shade = np.clip(255 - plane * (255 / FLOOR), 0, 255).astype(np.uint8)
         panels.append(_dotted(displayed(magma[shade], spacing_mm, axis, PANEL_PX, upright=True), mask, ASKED))
     notes = [f"bright: in doubt, dark: {-FLOOR:g} logits sure"]
-    return compose([panels], [""], cuts, title, {"asked": ASKED}, notes, upright=True)
+    return compose([panels], [""], cuts, title, {"asked": ASKED}, notes, upright=True, page_px=PAGE_PX)
 
 
 def points_picture(
@@ -85,7 +86,9 @@ def points_picture(
         shown, there = (displayed(plane, spacing_mm, axis, PANEL_PX, upright=True) for plane in (grey, labels))
         dim = np.repeat((DIMMED * shown)[..., None], 3, axis=2).astype(np.uint8)
         panels.append(_dotted(draw_outlines(dim, there, palette, line_px=2), mask, DRAWN))
-    return compose([panels], [""], cuts, title, {"training points": DRAWN}, ["line: truth"], upright=True)
+    return compose(
+        [panels], [""], cuts, title, {"training points": DRAWN}, ["line: truth"], upright=True, page_px=PAGE_PX
+    )
 
 
 def _voxels_of(points: NDArray[np.floating[Any]], shape: Sequence[int]) -> Mask:

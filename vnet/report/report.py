@@ -348,7 +348,10 @@ def study_margin(study: Study) -> tuple[EquivalenceMargin | None, str]:
     if not dice:
         return None, ""
     if not reason:
-        return None, f"The equivalence margin of {dice:g} Dice is not used: study.equivalence_reason gives no reason."
+        return None, (
+            f"No arms are called equivalent: the config of these runs names a margin ({dice:g} Dice) and no reason for"
+            " it (study.equivalence_reason)."
+        )
     return checked_margin(float(dice), str(reason)), ""
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from vnet.core.runs import RUNS
-from vnet.evaluation.comparison import MEAN
+from vnet.evaluation.comparison import MEAN, Difference, sides_of
 from vnet.evaluation.refinement import ALL, COUNTS
+from vnet.evaluation.statistics import NO_DIFFERENCE, THESE, THIS
 from vnet.evaluation.study_tables import RunRecord, Study
 from vnet.report.curves import RISE, ends_of_last_quarter, read_curve
 from vnet.report.subgroups import read_refinement
-from vnet.report.tables import Table, change, score
+from vnet.report.tables import Table, change, score, side_name
 
 MISSED = 0.0
 FALL = 0.005  # of Dice below its best that is worth a line
@@ -47,6 +48,39 @@ def next_looks(study: Study) -> list[str]:
     return [*_weakest(answer), *_worst_case(answer, run.pictures), *_refinement(study), *changes, *_training(run)]
 
 
+def plain_words(difference: Difference | None) -> str:
+    """A sentence on a difference of mean Dice in plain words: what was seen, and how far it holds; empty for None."""
+    if difference is None or difference.summary is None or difference.means is None:
+        return ""
+    summary, verdict = difference.summary, difference.verdict
+    first, second = map(side_name, sides_of(difference.comparison))
+    mean, other = (score("dice", part) for part in difference.means)
+    better, worse = (round(share * summary.cases) for share in (summary.better, summary.worse))
+    count = f"{summary.cases} case{'s' * (summary.cases != 1)}"
+    if mean == other:
+        seen = f"{first} and {second} scored the same on {count} (mean Dice {mean})"
+    else:
+        side = "higher" if difference.means[0] > difference.means[1] else "lower"
+        seen = (
+            f"{first} scored {side} than {second} on {count} (mean Dice {mean} against {other}; higher in {better}, "
+            f"lower in {worse})"
+        )
+    return f"In plain words: {seen}; {_how_far(verdict)}."
+
+
+def _how_far(verdict: str) -> str:
+    """What may be expected of other cases and of networks trained again."""
+    said = verdict.removesuffix(THESE).removesuffix(THIS)
+    if said not in ("better", "worse", "equivalent", "better, but equivalent", "worse, but equivalent"):
+        if verdict == NO_DIFFERENCE:
+            return "the cases differ too much to expect the same on others"
+        return "these are too few cases to tell how other cases would come out"
+    size = ", and the difference is too small to matter by this study's margin" if "equivalent" in said else ""
+    if verdict == said:
+        return f"expect the same on other cases, also of networks that are trained again{size}"
+    return f"expect the same of these trained networks on other cases; trained again they may come out otherwise{size}"
+
+
 def commands(run: Path) -> list[str]:
     """Commands that can be pasted as they stand: TensorBoard, prediction, comparison.
 
@@ -54,10 +88,10 @@ def commands(run: Path) -> list[str]:
         run: RUN_ROOT/NAME/ARM/foldF_seedS, or the kept results of a study.
     """
     runs = run if (run / RUNS).is_file() else run.parent.parent
-    tensorboard, vnet = installed_program("tensorboard", "tensorboard.main"), installed_program("vnet", "vnet")
+    vnet = installed_program("vnet", "vnet")
     predict = f"{vnet} predict {shlex.quote(str(run))} --input scan.nii.gz --output predicted"
     return [
-        *([f"curves, pictures:  {tensorboard} --logdir {shlex.quote(str(runs))}"] if _has_events(runs) else []),
+        *([f"curves, pictures:  {vnet} tensorboard {shlex.quote(str(runs))}"] if _has_events(runs) else []),
         f"predict:           {predict}"
         if (run / "checkpoints" / "last.ckpt").is_file()
         else f"predict:           no checkpoint in {run}: it holds the tables of a run made elsewhere",

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 # the guide first, then Dice, cases and refinement, then training and its cost
 GROUPS = ("guide", "dice", "cases", "surface", "refinement", "points", "loss", "optimiser", "speed", "about")
+
+
+class Band(NamedTuple):
+    """A chart of one curve and of the band between two, each `group/name`. A run must have all of them, or none."""
+
+    line: str
+    low: str
+    high: str
 
 
 class Board:
@@ -82,21 +90,21 @@ class Board:
         for name, text in texts.items():
             self.writer.add_text(tag(name), text, self.start_step)
 
-    def layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Lay out the Custom Scalars tab: charts of several curves.
+    def layout(self, charts: Mapping[str, Mapping[str, Sequence[str] | Band]]) -> None:
+        """Lay out the Custom Scalars tab.
 
         Args:
-            charts: section to title to curves (`group/name`).
+            charts: section to title to curves (`group/name`), or to a band.
         """
+
+        def chart(shown: Sequence[str] | Band) -> list[Any]:
+            if isinstance(shown, Band):
+                return ["Margin", [tag(name) for name in (shown.line, shown.low, shown.high)]]
+            # the plugin reads each tag as a regular expression
+            return ["Multiline", [f"^{re.escape(tag(name))}$" for name in shown]]
+
         self.writer.add_custom_scalars(
-            {
-                # the plugin reads each tag as a regular expression
-                section: {
-                    title: ["Multiline", [f"^{re.escape(tag(name))}$" for name in names]]
-                    for title, names in part.items()
-                }
-                for section, part in charts.items()
-            }
+            {section: {title: chart(shown) for title, shown in part.items()} for section, part in charts.items()}
         )
 
     def hyperparameters(self, values: Mapping[str, Any], scores: Sequence[str]) -> None:
@@ -196,28 +204,31 @@ def write_guide(experiment: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def charts(structures: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Section to chart to curves of the Custom Scalars tab, at most `CURVES` a chart.
+def refined_dice(structure: str) -> str:
+    """The curve of an arm with a head that `dice/STRUCTURE/prediction` holds too."""
+    return f"refinement/dice {structure}"
+
+
+def charts(structures: Sequence[str]) -> dict[str, dict[str, Sequence[str] | Band]]:
+    """Section to chart of the Custom Scalars tab; a chart has at most `CURVES` curves a run.
 
     Args:
         structures: names without the background.
     """
-    dice = {
-        f"Dice: {name.removeprefix('0 ')}": [f"dice/{name}/{version}" for version in ("prediction", "unrefined")]
-        for name in (MEAN, *structures)
-    }
-    for first in range(0, len(structures), CURVES):
-        group = structures[first : first + CURVES]
-        dice[f"Dice: structures {first + 1} to {first + len(group)}"] = [f"dice/{name}/prediction" for name in group]
+    titles = {name: name.removeprefix("0 ") for name in (MEAN, *structures)}
     return {
-        "1 Dice with and without refinement": dice,
-        "2 refinement": {
+        "1 Dice": {title: [f"dice/{name}/prediction"] for name, title in titles.items()},
+        "2 Dice, line: refined, lower end of the band: unrefined": {
+            title: Band(refined_dice(name), f"dice/{name}/unrefined", refined_dice(name))
+            for name, title in titles.items()
+        },
+        "3 refined voxels": {
             "share of refined voxels": [f"refinement/{kind}" for kind in ("fixed", "broken")],
             "fixed minus broken, near the surface": [f"refinement/net {near}" for near in NEAR[:3]],
             "fixed minus broken, further away": [f"refinement/net {near}" for near in (*NEAR[3:], "beyond")],
             "wrong among refined voxels": [f"refinement/wrong {when}" for when in ("before", "after", "as expected")],
         },
-        "3 training": {
+        "4 training": {
             "training points near the surface": [f"points/{near}" for near in NEAR[:CURVES]],
             "loss of all voxels": [f"loss/{name}" for name in ("total", "dice", "cross_entropy")],
             "loss at points": [f"loss/{name}" for name in ("point", "point_dice")],
@@ -228,21 +239,16 @@ def charts(structures: Sequence[str]) -> dict[str, dict[str, list[str]]]:
 def hyperparameters(config: Config) -> dict[str, str]:
     """What tells runs apart in the HParams tab, as text, which it does not round.
 
-    The tab sorts by name and shows the first five columns: hence the numbers.
+    The tab sorts columns by name, hence the numbers, and puts Dice behind them: with four of them it is in view.
     """
-    points = config.points
-    values = {
+    points, training = config.points, config.training
+    head = f"{points.num_points}, {points.oversample_ratio:g}, {points.importance_ratio:g}"
+    return {
         "1 arm": config.arm,
-        "2 output stride": config.network.output_stride,
-        "3 steps": config.training.steps,
-        "4 fold": config.data.fold,
-        "5 seed": config.seed,
-        "6 learning rate": config.training.learning_rate,
-        "7 N": points.num_points,
-        "8 k": points.oversample_ratio,
-        "9 beta": points.importance_ratio,
+        "2 fold, seed": f"{config.data.fold}, {config.seed}",
+        "3 steps, learning rate": f"{training.steps}, {training.learning_rate:g}",
+        "4 stride; N, k, beta": f"{config.network.output_stride}; {head if points.num_points else 'no head'}",
     }
-    return {name: str(value) for name, value in values.items()}
 
 
 GUIDE = f"""\
@@ -250,9 +256,10 @@ GUIDE = f"""\
 |---|---|
 | 1 dice | Dice of the validation cases; *prediction* is refined where the arm has a head, *unrefined* is the same \
 network without its head |
-| 2 cases | worst, median and best case of each validation: outlines of truth, unrefined and refined labels |
-| 3 surface | Mesh tab: the true surface of one case, seen from its front; blue: the prediction falls short, \
-orange: it reaches too far, full colour at {SURFACE_LIMIT_VOX} voxels |
+| 2 cases | worst, median and best case of each validation: a colour a structure, the truth as a tint, unrefined and \
+refined labels as outlines |
+| 3 surface | Mesh tab: one case, seen from its front: the predicted surfaces, a colour a structure; the true ones, \
+blue where the prediction falls short, orange where it reaches too far, full colour at {SURFACE_LIMIT_VOX} voxels |
 | 4 refinement | shares of the refined voxels that were fixed and broken, by structure and distance to the surface; \
 *wrong as expected*: the share of wrong voxels that the margin of the two best logits predicts |
 | 5 points | share of training points by distance to the true surface, in one training volume |

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
@@ -15,10 +16,13 @@ from vnet.core.config import Config, load_config
 from vnet.core.distributed import rank_info
 from vnet.core.environment import checkout
 from vnet.core.errors import InputError
+from vnet.core.progress import duration
 from vnet.core.runs import is_finished
+from vnet.data.dataset import require_dataset
 from vnet.training.kept_results import keep_run
 
 T = TypeVar("T")
+SKIPPED_S = 15.0  # a run that ends sooner was done before
 
 
 def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, list[str]]]:
@@ -52,19 +56,35 @@ def run_study(argv: Sequence[str], share: tuple[int, int] = (1, 1), **kwargs: An
         The configs of these runs.
 
     Raises:
-        InputError: started as several processes, or a run ended with a fault; its own line is on stderr.
+        InputError: no data set there, started as several processes, or a run ended with a fault; its own line is on
+            stderr.
     """
     require_alone()
     runs = share_of(list(study_configs(argv, **kwargs)), *share)
+    for config in {config.data.root: config for config, _ in runs}.values():
+        require_dataset(config)
     common = load_config(argv, check_arms=False, apply_arm=False)
+    start, trained = time.monotonic(), 0
     for number, (config, words) in enumerate(runs, 1):
-        print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}", flush=True)
+        left = time_left(start, trained, len(runs) - number + 1)
+        print(f"[{number}/{len(runs)}] {config.name} {config.arm} {config.run_name}{left}", flush=True)
+        begin = time.monotonic()
         exit_code = run_forwarding_signals(vnet_command("train", *words), vnet_environment())
         if exit_code:
             raise StudyStopped(config, exit_code)
+        trained += time.monotonic() - begin > SKIPPED_S
         if config.study.keep and is_finished(config):
             print(keep_run(config, common), flush=True)
     return [config for config, _ in runs]
+
+
+def time_left(start: float, trained: int, runs: int) -> str:
+    """`, about 3.2 min left`, from the runs that were trained since `start`; empty before the first.
+
+    Args:
+        runs: to come.
+    """
+    return f", about {duration((time.monotonic() - start) / trained * runs)} left" if trained else ""
 
 
 def require_alone() -> None:

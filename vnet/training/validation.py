@@ -116,7 +116,7 @@ class RunLogger:
         """Write where one case was refined, and its surface errors."""
         if self.board:
             run = f"{self.config.arm} {self.config.run_name.replace('_', ' ')}"
-            log_first_case(self.board, step, predicted, len(self.structures), run)
+            log_first_case(self.board, step, predicted, self.structures, run)
 
     def log_validation(self, step: int, scores: Scores, pictures: Sequence[CasePicture]) -> None:
         """Write the curves of a validation and its worst, median, best and first case."""
