@@ -324,6 +324,34 @@ CONFIG = [
         f"{TRAIN} --data.fold 7",
         "data.fold: fold 7 does not exist; this data set has folds 0 to 4, and all",
     ),
+    Refusal(
+        "a table of subjects that is not there",
+        f"{TRAIN} --data.groups none.csv",
+        "data.groups: none.csv cannot be read (No such file or directory); name a CSV file of case,subject",
+    ),
+    Refusal(
+        "a table of subjects with other columns",
+        f"{TRAIN} --data.groups groups.csv",
+        "data.groups: groups.csv must have the columns case and subject, got 'name'",
+        text(Path("groups.csv"), "name\na\n"),
+    ),
+    Refusal(
+        "a case without a subject",
+        f"{TRAIN} --data.groups groups.csv",
+        "data.groups: names no subject of case 'b' and 3 more; add a row case,subject for each",
+        text(Path("groups.csv"), "case,subject\na,1\n"),
+    ),
+    Refusal(
+        "a thin stage behind a full decoder",
+        f"{TRAIN} --network.thin_stage 4",
+        "tiny.yaml: network.thin_stage must be 0 where the decoder reaches full resolution or the stem is "
+        "space_to_depth, got 4",
+    ),
+    Refusal(
+        "a share of no voxel",
+        f"{TRAIN} --training.top_k_share 0",
+        "tiny.yaml: training.top_k_share must lie in (0, 1], got 0.0",
+    ),
 ]
 
 DATA_SET = [
@@ -878,6 +906,33 @@ RUNS = [
         "a margin without a reason",
         f"{COMPARE} --margin 1",
         "the margin of 1 Dice needs a reason, which is printed; give --margin-reason",
+    ),
+    Refusal(
+        "label files under an arm's name",
+        f"{COMPARE} --predictions pointrend_s2 data/labelsTr",
+        "--predictions pointrend_s2: must be a name that no arm of the study has; choose another",
+    ),
+    Refusal(
+        "no folder of label files",
+        f"{COMPARE} --predictions other none",
+        "--predictions other: none is no folder; name one that holds CASE.nii.gz",
+    ),
+    Refusal(
+        "label files of no scored case",
+        f"{COMPARE} --predictions other empty",
+        "empty: holds no NIfTI file, no case of the study; name the files a.nii.gz and so on",
+        lambda: Path("empty").mkdir(),
+    ),
+    Refusal(
+        "label files on another grid",
+        f"{COMPARE} --predictions other others",
+        "others/a.nii.gz: ...; resample the label to the image's grid",
+        lambda: write_volume(Path("others/a.nii.gz"), np.zeros((9, 10, 11), np.uint8)),
+    ),
+    Refusal(
+        "label files and no data set with the truth",
+        f"{COMPARE} --predictions other data/labelsTr --data none",
+        "none: no such folder; name the folder that holds dataset.json",
     ),
     Refusal(
         "a Dice above 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.fixtures import RUN, run_vnet, write_volume
+from tests.fixtures import NAMES, RUN, run_vnet, write_run, write_volume
 from vnet.core.config import load_config
+from vnet.core.errors import InputError
 from vnet.core.randomness import point_generators, sample_seed
 from vnet.data.dataset import open_dataset
 from vnet.data.folds import select_fold
 from vnet.data.phantoms import PhantomKind, write_phantoms
+from vnet.evaluation.predictions import Predictions, complete_folds
+from vnet.evaluation.study_tables import read_study
 from vnet.inference.label_files import predict_files
 from vnet.training.optimizer import learning_rate
 from vnet.training.run import train_run
@@ -126,3 +130,105 @@ def test_the_runs_own_fold_is_no_reason_for_a_warning(world: Path, capsys: pytes
     code, out, _ = run_vnet("evaluate", [str(RUN)], capsys)
     assert code == 0
     assert "warning" not in out
+
+
+def compared(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[pd.DataFrame, str]:
+    """(differences.csv, stdout) of `vnet compare runs/tiny` with further words."""
+    code, out, err = run_vnet("compare", ["runs/tiny", "--output", "report", *words], capsys)
+    assert (code, err) == (0, "")
+    return pd.read_csv("report/differences.csv").set_index(["comparison", "structure", "metric"]), out
+
+
+def test_label_files_are_an_arm_with_the_scores_of_the_run_that_wrote_them(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict_files(RUN, "data/imagesTr", "out")
+    shutil.copytree("data/labelsTr", "true")
+    costs = {"seconds": 120.0, "steps": 40}
+    Path("out/run.json").write_text(json.dumps(costs))
+    found, out = compared(["--predictions", "other", "out", "--predictions", "perfect", "true"], capsys)
+    case = str(pd.read_csv(RUN / "cases.csv")["case"][0])
+    others = ", ".join(name for name in NAMES if name != case)
+    assert f"other: 1 label files of out, fold 0; 4 other files are not used: {others}." in out
+    own = found.loc["other - pointrend_s2"]
+    assert len(own) >= 12
+    assert (own["mean"].abs() < 1e-6).all()  # the same labels, by the same metrics; tables hold six decimals
+    perfect = found.loc["perfect - pointrend_s2"]
+    assert perfect.loc[("mean", "dice"), "first_mean"] == 1
+    assert perfect.loc[("near", "hd95_mm"), "first_mean"] == 0
+    assert perfect.loc[("near", "dice"), "second_mean"] == own.loc[("near", "dice"), "second_mean"] < 1
+    price = pd.read_csv("report/costs.csv").set_index("arm")
+    assert price.loc["other", "s of training"].startswith("120.000")
+    assert "Runs not there yet" not in out or "other" not in out.split("Runs not there yet")[1].splitlines()[0]
+
+
+def shifted(path: Path) -> None:
+    label = nib.load(path)
+    nib.Nifti1Image(np.asarray(label.dataobj), label.affine + np.eye(4, k=3), dtype=np.uint8).to_filename(path)
+
+
+def relabelled(path: Path) -> None:
+    label = nib.load(path)
+    nib.Nifti1Image(np.full(label.shape, 7, np.uint8), label.affine, dtype=np.uint8).to_filename(path)
+
+
+def cropped(path: Path) -> None:
+    write_volume(path, np.zeros((9, 10, 11), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (shifted, "{case}.nii.gz: affine differs from that of its image, corners lie 1 mm apart; resample the label"),
+        (cropped, r"{case}.nii.gz: .*resample the label to the image's grid"),
+        (relabelled, "{case}.nii.gz: holds the label 7, the data set has 0 to 2; write the labels of dataset.json"),
+        (Path.unlink, "other: holds .*, no case of the study; name the files {case}.nii.gz and so on"),
+        (lambda path: path.write_bytes(b"no volume"), "{case}.nii.gz: "),
+        (lambda path: shutil.copy(path, path.with_name(path.name.removesuffix(".gz"))), "of one case; keep one"),
+    ],
+    ids=["elsewhere", "smaller", "foreign label", "missing", "damaged", "twice"],
+)
+def test_label_files_that_do_not_fit_are_named(
+    harm: Any, message: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("data/labelsTr", "other")
+    case = str(pd.read_csv(RUN / "cases.csv")["case"][0])
+    harm(Path(f"other/{case}.nii.gz"))
+    code, _, err = run_vnet("compare", ["runs/tiny", "--predictions", "other", "other"], capsys)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert re.search(message.format(case=case), err), err
+
+
+def test_predictions_need_a_new_name_a_folder_and_the_data_of_the_study(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusal(*words: str) -> str:
+        code, _, err = run_vnet("compare", ["runs/tiny", "--predictions", *words], capsys)
+        assert code == 2
+        return err
+
+    assert "must be a name that no arm of the study has" in refusal("pointrend_s2", "data/labelsTr")
+    assert "nowhere is no folder; name one that holds CASE.nii.gz" in refusal("other", "nowhere")
+    case = str(pd.read_csv(RUN / "cases.csv")["case"][0])
+    shutil.copytree("data", "changed")
+    label = nib.load(f"changed/labelsTr/{case}.nii.gz")
+    voxels = np.asarray(label.dataobj).copy()
+    voxels[voxels == 1] = 2
+    nib.Nifti1Image(voxels, label.affine, dtype=np.uint8).to_filename(f"changed/labelsTr/{case}.nii.gz")
+    assert "near of " in refusal("other", "data/labelsTr", "--data", "changed")
+    shutil.rmtree("data")
+    assert "name the study's data set with --data FOLDER" in refusal("other", "changed/labelsTr")
+
+
+def test_a_fold_must_be_predicted_whole(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        write_run(tmp_path / "s", "dense", fold=fold, cases=3)
+    study = read_study([tmp_path / "s"])
+    files = {f"case_1_{n:02d}": tmp_path for n in range(3)}
+    folder = Predictions("other", Path("labels"))
+    assert complete_folds(study, files, folder) == {"1": ["case_1_00", "case_1_01", "case_1_02"]}
+    with pytest.raises(
+        InputError, match="labels: lacks 2 of the 3 cases of fold 0: case_0_01, case_0_02; predict them"
+    ):
+        complete_folds(study, files | {"case_0_00": tmp_path}, folder)

@@ -29,12 +29,28 @@ def main(argv: Sequence[str]) -> int:
         "--margin", metavar="DICE", type=float, help="Dice within which arms are equivalent (default: the study's)"
     )
     parser.add_argument("--margin-reason", metavar="TEXT", help="why the margin is that large; it is printed")
+    parser.add_argument(
+        "--predictions",
+        nargs=2,
+        metavar=("NAME", "FOLDER"),
+        action="append",
+        default=[],
+        help="label files CASE.nii.gz of another program as an arm NAME, scored on the study's validation cases; a "
+        "run.json in FOLDER may tell its seconds; may be given more than once",
+    )
+    parser.add_argument(
+        "--data", metavar="FOLDER", type=Path, help="data set with the true labels (default: the one the runs name)"
+    )
     chosen = parser.parse_args(argv)
+    from vnet.evaluation.predictions import Predictions
     from vnet.report.output import print_report, write_report
     from vnet.report.report import build_report, checked_margin
 
     margin = None if chosen.margin is None else checked_margin(chosen.margin, chosen.margin_reason)
-    report = build_report(chosen.paths, others=chosen.comparison, margin=margin)
+    predictions = [Predictions(name, Path(folder)) for name, folder in chosen.predictions]
+    report = build_report(
+        chosen.paths, others=chosen.comparison, margin=margin, predictions=predictions, data=chosen.data
+    )
     print_report(report)
     first = chosen.paths[0] if chosen.paths[0].is_dir() else chosen.paths[0].parent
     page = write_report(report, chosen.output or first / "report")

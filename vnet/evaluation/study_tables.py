@@ -38,6 +38,7 @@ class RunRecord:
         config: the nested keys of the resolved config; empty where it is missing.
         place: of the table in its run: cases.csv, or evaluation/NAME/cases.csv.
         shared: the tables hold other runs as well.
+        foreign: label files of another program (`vnet.evaluation.predictions`).
     """
 
     table: Path
@@ -48,6 +49,7 @@ class RunRecord:
     config: dict[str, Any]
     place: str = "cases.csv"
     shared: bool = False
+    foreign: bool = False
 
     @property
     def key(self) -> RunKey:
@@ -66,7 +68,8 @@ class RunRecord:
     def root(self) -> Path | None:
         """The folder of studies that the run's study lies in."""
         folders, depth = self.table.resolve().parents, 1 if self.shared else 3
-        return folders[depth] if self.place == "cases.csv" and len(folders) > depth else None
+        own = self.place == "cases.csv" and not self.foreign
+        return folders[depth] if own and len(folders) > depth else None
 
     @property
     def pictures(self) -> Path:
@@ -187,7 +190,9 @@ class Study:
 
     def missing(self) -> list[str]:
         """Runs that the study's config or the other arms let expect, and that are not there."""
+        foreign = {run.arm for run in self.runs if run.foreign}
         arms = [*self.arms, *(arm for arm in self.settings.get("arms") or {} if arm not in self.arms)]
+        arms = [arm for arm in arms if arm not in foreign]
         folds = {run.fold for run in self.runs} | {str(fold) for fold in self.settings.get("folds") or ()}
         seeds = {run.seed for run in self.runs} | set(self.settings.get("seeds") or ())
         found = {(run.arm, run.fold, run.seed) for run in self.runs}

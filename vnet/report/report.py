@@ -24,6 +24,7 @@ from vnet.evaluation.comparison import (
     usual_comparisons,
     with_spread_of,
 )
+from vnet.evaluation.predictions import Predictions, add_predictions
 from vnet.evaluation.refinement import ALL
 from vnet.evaluation.statistics import NO_DIFFERENCE, RUNS_TO_RESAMPLE, THESE, THIS, EquivalenceMargin
 from vnet.evaluation.study_tables import Study, find_tables, read_study
@@ -299,6 +300,8 @@ def build_report(
     others: Sequence[str] | None = None,
     margin: EquivalenceMargin | None = None,
     only: Mapping[RunKey, Path] | None = None,
+    predictions: Sequence[Predictions] = (),
+    data: Path | None = None,
 ) -> Report:
     """Read the runs below `paths` and compare them.
 
@@ -308,36 +311,45 @@ def build_report(
         others: further comparisons; None takes the usual ones where none is named.
         margin: None takes the study's.
         only: as `read_study` takes it.
+        predictions: label files of other programs, each an arm that is compared with every other.
+        data: the data set with their true labels; None takes the folder that the runs name.
 
     Raises:
         InputError: tables that do not fit each other, or comparisons of arms that are not there.
     """
     whole = read_study(paths, only)
+    own_arms, read = list(whole.arms), []
+    for one in predictions:
+        whole, said = add_predictions(whole, one, data)
+        read.append(said)
     chosen = whole.choice_folds
     study = whole.on_folds({run.fold for run in whole.runs} - chosen) or whole
     apart = whole.on_folds(chosen) if study is not whole else None
     named = tuple(named_comparisons(study) if named is None else named)
     options = [word for name in others or () for word in ("--comparison", name)]
     options += ["--margin", f"{margin.dice:g}", "--margin-reason", margin.reason] if margin else []
+    options += [word for one in predictions for word in ("--predictions", one.name, one.folder.name)]
     if others is None:
         others = () if named else usual_comparisons(study)
+    beside = [f"{one.name} - {arm}" for one in predictions for arm in own_arms]
+    others = (*others, *(name for name in beside if study.has(name) and name not in others))
     others = tuple(name for name in others if name not in named)
     used, margin_remark = (margin, "") if margin else study_margin(study)
     dice = used.dice if used else None
-    beside, spread_remark = spread_beside(whole)
+    elsewhere, spread_remark = spread_beside(whole)
     differences = compare(study, named, others, margin=dice)
     shown_apart = [name for name in (*named, *others) if apart and apart.has(name)]
     return Report(
         study=study,
         named=named,
         others=others,
-        differences=tuple(with_spread_of(differences, beside)),
+        differences=tuple(with_spread_of(differences, elsewhere)),
         nulls=tuple(seed_nulls(study)),
         refined=read_refinement(study),
         margin=used,
         missing=tuple(whole.missing()),
         apart=tuple(compare(apart, shown_apart, margin=dice)) if apart else (),
-        remarks=tuple(remark for remark in (margin_remark, spread_remark) if remark),
+        remarks=tuple(remark for remark in (*read, margin_remark, spread_remark) if remark),
         options=tuple(options),
     )
 

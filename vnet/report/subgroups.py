@@ -66,7 +66,7 @@ def subgroups_table(study: Study, comparisons: Sequence[str]) -> Table:
         for title, groups in grouped(study, comparison, pairs):
             for group in dict.fromkeys(groups.dropna().sort_values()):
                 part = pairs[groups == group].groupby(["fold", "seed", "case"])["difference"].mean().reset_index()
-                s = summarise(part)
+                s = summarise(study.with_subjects(part))
                 found = change("dice", s.mean), interval("dice", s.low, s.high), str(s.cases)
                 rows.append((comparison_name(comparison), title, group_name(group), *found))
     note = (
