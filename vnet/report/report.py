@@ -133,13 +133,13 @@ def null_sentences(nulls: Sequence[Null]) -> list[str]:
 
 
 def margin_sentence(margin: EquivalenceMargin | None) -> str:
-    """The equivalence margin with its reason, and what non-inferior means; empty where there is none."""
-    if not margin:
-        return ""
-    return (
-        f"Equivalence margin: ±{margin.dice:g} Dice. Reason: {margin.reason.rstrip('.')}. Non-inferior: the 95 %"
-        f" interval lies above -{margin.dice:g}, whatever lies at its other end."
-    )
+    """The equivalence margin with its reason; empty where there is none."""
+    return f"Equivalence margin: ±{margin.dice:g} Dice. Reason: {margin.reason.rstrip('.')}." if margin else ""
+
+
+def noninferiority_sentence(margin: EquivalenceMargin | None) -> str:
+    """What non-inferior means; empty without a margin."""
+    return f"Non-inferior: the 95 % interval lies above -{margin.dice:g} Dice, wherever it ends." if margin else ""
 
 
 def _claim(difference: Difference, margin: EquivalenceMargin | None) -> str:
@@ -230,6 +230,7 @@ class Report:
             scope(self.differences),
             *null_sentences(self.nulls),
             margin_sentence(self.margin),
+            noninferiority_sentence(self.margin),
             *self.remarks,
         ]
         return [note for note in notes if note]
