@@ -25,12 +25,11 @@ from vnet.evaluation.comparison import (
     with_spread_of,
 )
 from vnet.evaluation.predictions import Predictions, add_predictions
-from vnet.evaluation.refinement import ALL
 from vnet.evaluation.statistics import NO_DIFFERENCE, RUNS_TO_RESAMPLE, THESE, THIS, EquivalenceMargin
 from vnet.evaluation.study_tables import Study, find_tables, read_study
 from vnet.report.arms import ALONE, costs, costs_table
 from vnet.report.curves import convergence_notes, convergence_table
-from vnet.report.subgroups import by_bin, read_refinement, refinement_table, subgroups_table
+from vnet.report.subgroups import read_refinement, subgroups_table, volumes_table, voxel_tables
 from vnet.report.tables import (
     NONINFERIOR,
     Table,
@@ -272,9 +271,11 @@ class Report:
 
     def tables(self) -> list[Table]:
         """The main tables."""
+        volumes = volumes_table(self.study)
         return [
             *self.difference_tables(),
             *self.score_tables(),
+            *([volumes] if volumes.rows else []),
             *self.convergence_tables(),
             self.structures_table(),
             *self.checkpoint_tables(),
@@ -284,14 +285,7 @@ class Report:
         """Where refinement helped: by kind of case, and by voxel where a run has a head."""
         by_kind = [subgroups_table(self.study, self.named)] if self.named else []
         tables = [table for table in by_kind if table.rows]
-        if self.refined.empty:
-            return tables
-        surface, margin = (by_bin(self.refined, ALL, bins) for bins in ("distance_upto_mm", "margin_upto"))
-        return [
-            *tables,
-            refinement_table(surface, "Refined voxels by distance to the true surface", "mm"),
-            refinement_table(margin, "Refined voxels by margin of the unrefined output", "logits"),
-        ]
+        return tables if self.refined.empty else [*tables, *voxel_tables(self.refined)]
 
 
 def build_report(

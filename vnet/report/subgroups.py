@@ -9,7 +9,7 @@ import pandas as pd
 
 from vnet.core.errors import InputError
 from vnet.evaluation.comparison import paired_structures
-from vnet.evaluation.refinement import COUNTS
+from vnet.evaluation.refinement import ALL, COUNTS
 from vnet.evaluation.statistics import summarise
 from vnet.evaluation.study_tables import Study
 from vnet.report.tables import Table, change, comparison_name, interval, score
@@ -45,6 +45,24 @@ def worst_cases_table(study: Study) -> Table:
     columns = ("case", "weakest structure, mean of arms", *map(str, dice.columns))
     title = f"The {len(rows)} worst cases, by their mean over arms: mean foreground Dice"
     return Table(title, columns, tuple(rows))
+
+
+def volumes_table(study: Study) -> Table:
+    """Predicted minus true volume by arm and structure, means over cases; no rows where the tables hold no volumes."""
+    rows = []
+    for arm in study.arms:
+        side = study.side(arm)
+        if not {"truth_ml", "predicted_ml"} <= set(side):
+            continue
+        known = side.dropna(subset=["truth_ml", "predicted_ml"])
+        for structure, part in known.groupby("structure", sort=False):
+            by_case = part.groupby("case")[["truth_ml", "predicted_ml"]].mean()
+            true_ml, bias_ml = by_case["truth_ml"].mean(), (by_case["predicted_ml"] - by_case["truth_ml"]).mean()
+            larger = (by_case["predicted_ml"] > by_case["truth_ml"]).mean()
+            share = f"{bias_ml / true_ml:+.1%}" if true_ml else "-"
+            rows.append((arm, str(structure), f"{true_ml:.3f}", f"{bias_ml:+.3f}", share, f"{larger:.0%}"))
+    columns = ("arm", "structure", "true ml", "predicted - true ml", "of true", "cases too large")
+    return Table("Volumes", columns, tuple(rows))
 
 
 def _dice_by_case(study: Study) -> pd.DataFrame:
@@ -161,6 +179,40 @@ def refinement_table(counts: Mapping[str, Mapping[str, Mapping[str, int]]], titl
             rows.append((arm, name, f"{refined:,}", f"{c['fixed']:,}", f"{c['broken']:,}", *shares))
     columns = ("arm", bins, "refined", "fixed", "broken", "wrong before", "wrong after")
     return Table(title, columns, tuple(rows))
+
+
+def voxel_tables(refined: pd.DataFrame) -> list[Table]:
+    """What refinement did by voxel: by distance and by margin, and the risk by coverage.
+
+    Args:
+        refined: from `read_refinement`.
+    """
+    surface, margin = (by_bin(refined, ALL, bins) for bins in BINS)
+    return [
+        refinement_table(surface, "Refined voxels by distance to the true surface", "mm"),
+        refinement_table(margin, "Refined voxels by margin of the unrefined output", "logits"),
+        risk_table(margin),
+    ]
+
+
+def risk_table(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
+    """Risk against coverage of the refined voxels: the share that is wrong among the surest of them, from `by_bin` of
+    the margins. Where refinement is left to the voxels below a margin, those above keep the risk `before`."""
+    rows = []
+    for arm, table in counts.items():
+        kinds = ("fixed", "broken", "unchanged")
+        total = sum(bins[kind] for bins in table.values() for kind in kinds)
+        kept = before = after = 0
+        lower_edges = ["", *table][: len(table)]  # each bin begins where the one before it ends
+        for below, c in reversed(list(zip(lower_edges, table.values(), strict=True))):
+            kept += sum(c[kind] for kind in kinds)
+            before += c["wrong_before"]
+            after += c["wrong_before"] - c["fixed"] + c["broken"]
+            shown = f"above {below.removeprefix('to ')}" if below else "all"
+            shares = (f"{part / whole:.1%}" for part, whole in ((kept, total), (before, kept), (after, kept)) if whole)
+            rows.append((arm, shown, *shares) if kept else (arm, shown, "0.0%", "-", "-"))
+    columns = ("arm", "margin", "coverage", "risk before", "risk after")
+    return Table("Refined voxels: risk against coverage, the surest first", columns, tuple(rows))
 
 
 def _bin_names(edges: list[float]) -> list[str]:
