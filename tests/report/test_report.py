@@ -166,7 +166,7 @@ def test_the_scope_is_told_from_the_number_of_runs(tmp_path, make_run):
 def test_markdown_tables_have_as_many_cells_in_each_row(report):
     text = markdown_page(report, figures_of(report))
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
