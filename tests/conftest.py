@@ -44,15 +44,17 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
         "the dicom extra is not installed",
     ),
     "slicer": (lambda: find_spec("slicerio") is not None, "the slicer extra is not installed"),
+    "bundle": (lambda: find_spec("ignite") is not None, "the bundle extra is not installed"),
     "detection": (detection_there, "the detection extra is not installed (or PYTHONPATH=tests/torchvision_cpu is due)"),
 }
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for marker, (there, _) in NEEDS.items():
-        marked = [item for item in items if marker in item.keywords]
+        # by its marker: `keywords` hold the names of folders too, that of the checkout among them
+        marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not there():
-            items[:] = [item for item in items if marker not in item.keywords]
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
             config.hook.pytest_deselected(items=marked)
 
 

@@ -136,6 +136,13 @@ def unfinished(*names: str) -> Callable[[], Any]:
     return remove
 
 
+def in_training() -> None:
+    """The run has not reached its last step yet."""
+    path = RUN / "run.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in info.items() if key != "steps"}))
+
+
 def both(*deeds: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: [deed() for deed in deeds]
 
@@ -895,6 +902,23 @@ RUNS = [
         "a file in the place of the output folder",
         f"vnet predict {RUN} --input data/imagesTr --output tiny.yaml",
         "tiny.yaml: a file stands where a folder is needed; name another folder",
+    ),
+    Refusal(
+        "a bundle in a folder that holds files",
+        f"vnet export {RUN} data",
+        "data: is there and not an empty folder; name another for the bundle",
+    ),
+    Refusal(
+        "a bundle of a training that has not ended",
+        f"vnet export {RUN} bundle",
+        f"{RUN}: its training has not ended; run the training command again",
+        in_training,
+    ),
+    Refusal(
+        "a bundle without its config",
+        "vnet predict bundle --input data/imagesTr --output out",
+        "bundle/configs/metadata.json: holds no config under vnet; export the bundle with vnet export",
+        text("bundle/configs/metadata.json", "{}"),
     ),
     Refusal(
         "a table that lacks columns",

@@ -140,6 +140,7 @@ COMMANDS = {
     "train": "train one run, or continue it",
     "predict": "label volumes with a trained run",
     "evaluate": "score a trained run on its validation fold or on another data set",
+    "export": "write a trained run as a bundle, which MONAI's command runs too",
     "compare": "tables, paired differences and one HTML page of finished runs",
     "tensorboard": "show the curves and pictures of runs",
     "nnunet": "label images with a model that nnU-Net trained, or train one with a point head",

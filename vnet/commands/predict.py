@@ -1,4 +1,4 @@
-"""Label volumes with a trained run: NIfTI or a DICOM series in; labels out, on the image's own grid."""
+"""Label volumes with a trained run or bundle: NIfTI or a DICOM series in; labels out, on the image's own grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ def main(argv: Sequence[str]) -> int:
         epilog="Keys of the config may follow, as --points.refine false, --inference.mirror [x], --threads 1.",
     )
     parser.add_argument(
-        "run", nargs="+", metavar="RUN", help="run folder: RUN_ROOT/NAME/ARM/foldF_seedS; of several the mean counts"
+        "run",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, RUN_ROOT/NAME/ARM/foldF_seedS, or a bundle of `vnet export`; of several the mean counts",
     )
     parser.add_argument(
         "--input",

@@ -1,4 +1,4 @@
-"""Trained runs as a function from images to labels."""
+"""Trained runs, or bundles of them, as a function from images to labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 from vnet.core.config import Config
 from vnet.core.errors import InputError
 from vnet.core.hardware import find_device
-from vnet.core.runs import open_run
 from vnet.data.volumes import Volume, volume_from_array
 from vnet.inference.ensemble import Member, predict_together, tile_size
 from vnet.inference.prediction import Prediction
-from vnet.model.checkpoints import Trained, load_model
+from vnet.model.checkpoints import Trained, open_trained
 
 # Folds plan their spacing on their own cases; to a network this much of a difference is a patient of another size.
 SPACING_TOLERANCE = 0.05
@@ -25,15 +24,15 @@ class Predictor:
     """A trained run, or several whose logits are averaged, as a function from images to labels.
 
     Args:
-        runs: a run folder, or several of one task and grid (folds, seeds). The config of the first says how to
-            predict: tiles, mirroring, share of refined voxels.
-        checkpoint: `last` or `best`.
+        runs: a folder of a run or of a bundle, or several of one task and grid (folds, seeds). The config of the first
+            says how to predict: tiles, mirroring, share of refined voxels.
+        checkpoint: of runs, `last` or `best`.
         overrides: config keys as on the command line, for example ["--points.refine", "false"].
         device: `auto` (the first GPU where there is one), `cpu`, `cuda` or `cuda:N`; None takes the config's.
 
     Raises:
-        InputError: not a run, a checkpoint that is missing or of another network, runs that do not fit together, or no
-            such device.
+        InputError: neither a run nor a bundle, a checkpoint that is missing or of another network, runs that do not fit
+            together, or no such device.
     """
 
     def __init__(
@@ -47,10 +46,9 @@ class Predictor:
         folders = [runs] if isinstance(runs, str | Path) else list(runs)
         if not folders:
             raise InputError("runs: none given; name at least one run folder")
-        opened = [open_run(folder, overrides) for folder in folders]
-        trained = [load_model(run, config, checkpoint) for run, config in opened]
-        refuse_disagreement([(run.folder, config, one) for (run, config), one in zip(opened, trained, strict=True)])
-        self.run, self.config = opened[0]
+        opened = [open_trained(folder, overrides, checkpoint) for folder in folders]
+        refuse_disagreement(opened)
+        self.config, trained = opened[0][1], [one for _, _, one in opened]
         self.device = find_device(device or self.config.device)
         self.members = [Member(one.model.to(self.device), one.preprocessing) for one in trained]
         self.model, self.preprocessing = self.members[0].model, self.members[0].preprocessing

@@ -1,24 +1,29 @@
-"""Checkpoints: enough to continue bit for bit and to predict; written whole, read without running code."""
+"""Checkpoints: enough to continue bit for bit and to predict; written whole, read without running code.
+
+A bundle is a folder of what prediction needs of a run, which MONAI's bundle command reads too: METADATA holds the
+config under `vnet`, WEIGHTS a checkpoint without optimiser and progress.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vnet.core.config import Config
+from vnet.core.config import Config, load_resolved
 from vnet.core.errors import InputError
-from vnet.core.files import write_bytes
-from vnet.core.runs import Run
+from vnet.core.files import read_json, write_bytes
+from vnet.core.runs import Run, open_run
 from vnet.data.dataset import Dataset
 from vnet.data.preprocessing import Preprocessing
 from vnet.model.segmenter import Segmenter, build_model
 
 FORMAT = 1
+METADATA, WEIGHTS = Path("configs", "metadata.json"), Path("models", "model.pt")  # in a bundle
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -147,7 +152,18 @@ def load_model(run: Run, config: Config, checkpoint: str) -> Trained:
         raise InputError(
             f"{run.folder}: trained on every case (data.fold: all), no checkpoint is the best; use --checkpoint last"
         )
-    state = read_checkpoint(path)
+    return trained_from(read_checkpoint(path), config, path)
+
+
+def trained_from(state: Mapping[str, Any], config: Config, path: Path) -> Trained:
+    """The trained model of a checkpoint's state.
+
+    Args:
+        path: of the checkpoint, for errors.
+
+    Raises:
+        InputError: its weights are of another network than that of `config`.
+    """
     structures = tuple(state["structures"])
     model = build_model(config, in_channels=state["in_channels"], classes=len(structures), ignore=state["ignore"])
     load_weights(model, state, path)
@@ -155,3 +171,28 @@ def load_model(run: Run, config: Config, checkpoint: str) -> Trained:
     preprocessing = Preprocessing.from_dict(state["preprocessing"])
     images = frozenset(state.get("training_images", ()))
     return Trained(model.eval(), preprocessing, structures, state["in_channels"], images)
+
+
+def open_trained(
+    folder: str | Path, overrides: Sequence[str] = (), checkpoint: str = "last"
+) -> tuple[Path, Config, Trained]:
+    """(folder, config, model) of a run or of a bundle.
+
+    Args:
+        overrides: config keys as on the command line.
+        checkpoint: of a run, `last` or `best`.
+
+    Raises:
+        InputError: neither a run nor a bundle, no such checkpoint, or weights of another network.
+    """
+    folder = Path(folder)
+    if not (folder / METADATA).is_file():
+        run, config = open_run(folder, overrides)
+        return folder, config, load_model(run, config, checkpoint)
+    if checkpoint != "last":
+        raise InputError(f"{folder}: a bundle holds one checkpoint; leave --checkpoint {checkpoint} out")
+    nested = (read_json(folder / METADATA) or {}).get("vnet")
+    if not isinstance(nested, dict) or not isinstance(nested.get("config"), dict):
+        raise InputError(f"{folder / METADATA}: holds no config under vnet; export the bundle with vnet export")
+    config = load_resolved(nested["config"] | {"study": {}}, overrides, where=str(folder / METADATA))
+    return folder, config, trained_from(read_checkpoint(folder / WEIGHTS), config, folder / WEIGHTS)
