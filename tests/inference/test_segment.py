@@ -292,7 +292,8 @@ def test_a_bad_scan_does_not_cost_the_others(
         predict_files(trained, source, tmp_path / "out")
     assert (caught.value.exit_code, len(caught.value.faults)) == (3, 1)
     assert "labelled 2 of 3 images" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in good]
+    beside = ["structures.ctbl", "structures_itksnap.txt", "volumes.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*(file.name for file in good), *beside]
     for file in good:
         (source / file.name).unlink()
     with pytest.raises(InputError, match="a_torn.nii.gz: ") as caught:

@@ -117,9 +117,9 @@ def test_each_validation_is_logged_once(tiny: list[str]) -> None:
     shown = curves(folder)
     wanted = (
         "1 dice/0 mean/prediction; 1 dice/0 mean/unrefined; 2 cases/1 worst; 2 cases/4 the same each time; "
-        "3 surface, prediction, all structures, pointrend_s2 fold0 seed0/mesh_VERTEX; "
-        "3 surface, unrefined, all structures, pointrend_s2 fold0 seed0/mesh_COLOR; 4 refinement/fixed; "
-        "4 refinement/by distance; 4 refinement/calibration error; 4 refinement/uncertainty; "
+        "3 surface, refined labels, all structures, pointrend_s2 fold0 seed0/mesh_VERTEX; "
+        "3 surface, error of unrefined labels, all structures, pointrend_s2 fold0 seed0/mesh_COLOR; "
+        "4 refinement/fixed; 4 refinement/by distance; 4 refinement/calibration error; 4 refinement/uncertainty; "
         "5 points/within 2 mm; 5 points/of one volume"
     )
     for tag in wanted.split("; "):

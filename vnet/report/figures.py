@@ -95,6 +95,8 @@ def _forests(report: Report) -> Iterator[Drawn]:
     yield Drawn("forest", charts.forest(means, margin), caption, _differences_seen(means))
     wanted = [*report.named, *report.others]
     rows = [d for name in wanted for d in of_dice if d.comparison == name]
+    if not rows:  # one arm alone: the means are what its own head does
+        return
     if len(report.study.structures) <= TOGETHER:
         caption = f"Dice of each structure below the mean of its comparison. {lines}"
         yield Drawn("forest structures", charts.forest(rows, margin), caption, _differences_seen(rows))
