@@ -89,7 +89,7 @@ def test_the_command_writes_it(world: Path, capsys: pytest.CaptureFixture[str]) 
     assert "in half precision" in (world / "bundle/docs/README.md").read_text()
     code, out, err = run_vnet("predict", ["bundle", "--input", "data/imagesTr", "--output", "out"], capsys)
     assert (code, err) == (0, "")
-    assert files(world / "out") == [f"{name}.nii.gz" for name in NAMES]
+    assert [name for name in files(world / "out") if name.endswith(".nii.gz")] == [f"{name}.nii.gz" for name in NAMES]
 
 
 def test_a_bundle_gives_the_labels_of_its_run(bundle: Path) -> None:
