@@ -18,7 +18,7 @@ import torch
 from vnet.core import environment
 from vnet.core.config import load_config, load_resolved
 from vnet.core.distributed import launch_fabric
-from vnet.core.environment import checkout, config_file, portable_command
+from vnet.core.environment import checkout, config_file, model_folder, portable_command
 from vnet.core.errors import InputError
 from vnet.core.files import RUN_LOCK, Holder, RunLock, file_lock, process_start, read_table
 from vnet.core.hardware import autocast, describe_device, find_device, memory_limit_bytes
@@ -260,6 +260,19 @@ def test_results_that_a_study_wrote_do_not_mark_the_code_as_changed(
     assert environment.commit() == head
     (tmp_path / "vnet/core/environment.py").write_text("second\n")
     assert environment.commit() == head + "+"
+
+
+def test_a_model_is_found_by_its_name_in_a_checkout_and_in_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model_folder("hippocampus") == ROOT / "models" / "hippocampus"
+    for name in ("heart", "liver"):
+        (tmp_path / "vnet/models" / name).mkdir(parents=True)
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path / "vnet")
+    assert model_folder("liver") == tmp_path / "vnet/models/liver"
+    for name in ("livr", "", ".", "../models/liver"):
+        with pytest.raises(InputError, match=f"--model {name}: no such model; it is one of heart, liver"):
+            model_folder(name)
 
 
 def test_a_noted_command_holds_no_folder_of_the_machine():

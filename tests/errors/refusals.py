@@ -904,6 +904,16 @@ RUNS = [
         "tiny.yaml: a file stands where a folder is needed; name another folder",
     ),
     Refusal(
+        "a model that does not come with the project",
+        "vnet predict --model hippo --input data/imagesTr --output out",
+        "--model hippo: no such model; it is one of hippocampus",
+    ),
+    Refusal(
+        "a run beside a model",
+        f"vnet predict {RUN} --model hippocampus --input data/imagesTr --output out",
+        f"command line: {RUN}: --model stands in place of RUN; leave one of the two out",
+    ),
+    Refusal(
         "a bundle in a folder that holds files",
         f"vnet export {RUN} data",
         "data: is there and not an empty folder; name another for the bundle",

@@ -1,4 +1,4 @@
-"""Bundles: what they hold, the labels of the run itself, and MONAI's own command and checks.
+"""Bundles: what they hold, the labels of their run, MONAI's own command and checks, and the model that comes along.
 
 The tests marked `bundle` run MONAI's command in a process of its own, on turned and oblique images.
 """
@@ -21,7 +21,10 @@ from monai.data import MetaTensor
 from tests.fixtures import NAMES, RUN, read_volume, run_vnet, write_volume
 from vnet.core.config import load_config
 from vnet.core.errors import InputError
-from vnet.data.volumes import read_image
+from vnet.data.dataset import open_dataset
+from vnet.data.folds import all_folds
+from vnet.data.volumes import read_image, read_label
+from vnet.evaluation.metrics import dice_scores
 from vnet.inference.monai_bundle import LabelInferer, VolumeReader, list_images
 from vnet.inference.predictor import Predictor
 from vnet.model.checkpoints import read_checkpoint, save_checkpoint
@@ -253,3 +256,60 @@ def test_monai_finds_nothing_missing(bundle: Path) -> None:
     out = run_python("-c", CHECKS, "bundle", "data/imagesTr", "schema.json")
     assert "missing []" in out
     assert "reads ['*', '*', '*'] gives ['background', 'near', 'far']" in out
+
+
+# --- the model that comes along --------------------------------------------------------------------------------------
+
+SHIPPED = ROOT / "models" / "hippocampus"
+
+
+def test_the_shipped_model_is_small_and_holds_half_precision() -> None:
+    assert files(SHIPPED) == FILES
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 7e6
+    state = read_checkpoint(SHIPPED / "models/model.pt")
+    assert {value.dtype for value in state["model"].values()} == {torch.float16}
+    assert state["structures"] == ["background", "Anterior", "Posterior"]
+    assert state["max_margin"] > 0
+    card = (SHIPPED / "docs/README.md").read_text()
+    for fact in ("CC-BY-SA 4.0", "Vanderbilt University Medical Center", "156 trained on, 52 not seen", "seed 0"):
+        assert fact in card
+
+
+def test_the_shipped_model_labels_without_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    voxels = np.random.default_rng(0).normal(size=(31, 45, 36)).astype(np.float32)
+    write_volume(Path("scan.nii.gz"), voxels, np.diag([-1.0, 1, 1, 1]))
+    words = ["--model", "hippocampus", "--input", "scan.nii.gz", "--output", "out"]
+    for more in ([], ["--points.refine", "false"]):
+        code, out, err = run_vnet("predict", [*words, *more], capsys)
+        assert (code, err) == (0, "")
+        assert out.endswith("wrote 1 file to out\n")
+        labels = read_volume("out/scan.nii.gz")
+        assert labels.shape == voxels.shape
+        assert set(np.unique(labels)) <= {0, 1, 2}
+
+
+@pytest.mark.slow
+@pytest.mark.decathlon
+def test_the_model_card_gives_the_dice_of_the_shipped_weights(hippocampus: Path) -> None:
+    dataset = open_dataset(hippocampus)
+    unseen = set(all_folds(dataset)[1].val)
+    predictor = Predictor(SHIPPED)
+    scores: dict[str, list[float]] = {"refined": [], "without refinement": []}
+    for case in dataset.labelled:
+        if case.name in unseen:
+            image = read_image(case.images)
+            prediction = predictor.predict(image)
+            truth = read_label(case.label, image).array
+            for name, labels in zip(scores, (prediction.labels, prediction.unrefined), strict=True):
+                scores[name].append(float(dice_scores(labels, truth, 3).mean()))
+    assert len(scores["refined"]) == 52
+    card = (SHIPPED / "docs/README.md").read_text()
+    page = (ROOT / "docs/prediction.md").read_text()
+    for name, values in scores.items():
+        shown = re.findall(rf"{name} (0\.\d{{4}})", card)
+        assert shown
+        assert float(shown[0]) == pytest.approx(np.mean(values), abs=2e-4)  # other processors round otherwise
+        assert f"{shown[0][1:]}† {name}" in page

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import vnet
+from vnet.core.errors import InputError
 
 PACKAGE = Path(vnet.__file__).parent
 
@@ -38,6 +39,20 @@ def groups_file(name: str) -> Path:
     """The file that `data.groups: NAME` means: the path NAME, or the table of that name beside the configs."""
     shipped = config_folder() / name
     return shipped if name == Path(name).name and shipped.is_file() and not Path(name).is_file() else Path(name)
+
+
+def model_folder(name: str) -> Path:
+    """The bundle that `--model NAME` means: models/NAME of a checkout, vnet/models/NAME of a wheel.
+
+    Raises:
+        InputError: no model of that name comes with the project.
+    """
+    root = checkout()
+    folder = root / "models" if root else PACKAGE / "models"
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if name not in names:
+        raise InputError(f"--model {name}: no such model; it is one of {', '.join(names)}")
+    return folder / name
 
 
 PACKAGES = ("torch", "monai", "lightning-fabric", "numpy", "numba", "nibabel")
