@@ -13,8 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.figures import change, dice, expected_row, figures, interval
-from tests.docs.pages import LOG, PAGES, ROOT, MarkdownTable, cells, one_line, prose, tables
+from tests.docs.pages import (
+    LOG,
+    PAGES,
+    ROOT,
+    MarkdownTable,
+    cells,
+    change,
+    dice,
+    expected_row,
+    figures,
+    interval,
+    one_line,
+    prose,
+    tables,
+)
 from vnet.evaluation.statistics import verdict
 
 MAIN = figures("study_hippocampus", 1, 2, 3)
