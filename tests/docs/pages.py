@@ -223,6 +223,7 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "multiply-adds": ("multiply_adds", lambda value: f"{value / 1e9:.2f} G"),
     "s per step": ("seconds_per_step", lambda value: f"{value:.3f}"),
     "peak MiB": ("peak_memory_mib", lambda value: f"{value:.0f}"),
+    "steps": ("steps", lambda value: f"{value:.0f}"),
     "steps in 110 s": ("steps", lambda value: f"{value:.0f}"),
 }
 
@@ -257,6 +258,10 @@ def score_cell(found: StudyFigures, arm: str, column: str, cell: str) -> str:
     if column == "training step, `dense` = 1":
         steps = benchmark("step").set_index(["size", "config", "arm"])["of_dense"]
         return f"{float(steps['48x64x48', found.study, arm]):.3f}"
+    if column == "s of its steps, alone":
+        seconds = benchmark("step").set_index(["size", "config", "arm"])["seconds"]
+        alone = float(seconds["48x64x48", "study_hippocampus", arm.removesuffix("_equal_time")])
+        return f"{found.cost(arm, 'steps') * alone:.0f}"
     if column in COSTS:
         name, shown = COSTS[column]
         return shown(found.cost(arm, name))

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from vnet.data.colours import structure_colours
 from vnet.evaluation.comparison import MEAN, Difference, paired_cases
 from vnet.evaluation.study_tables import Study
 from vnet.report.subgroups import Counts
@@ -229,7 +230,8 @@ def gain_by(study: Study, comparison: str, column: str, title: str) -> Figure:
     figure, axes = _canvas(3.2)
     first = study.side(comparison.split(" - ")[0])
     axes.axhline(0, color=INK, linewidth=0.8)
-    for structure, colour in zip(study.structures, COLOURS * len(study.structures), strict=False):
+    colours = np.array(structure_colours(len(study.structures))) / 255  # those of the pictures
+    for structure, colour in zip(study.structures, colours, strict=True):
         pairs = paired_cases(study, comparison, structure, "dice").groupby("case")["difference"].mean()
         of_structure = first[first.index.get_level_values("structure") == structure]
         property_of = of_structure.groupby("case")[column].mean().reindex(pairs.index)
