@@ -95,7 +95,7 @@ def test_a_study_runs_keeps_and_skips(tiny: list[str], phantoms: Path, capfd: py
 @pytest.mark.slow
 def test_a_run_that_fails_stops_the_study_with_its_exit_code(tiny: list[str]) -> None:
     with pytest.raises(StudyStopped, match="ended with exit code 2; the same command goes on") as stop:
-        run_study([*tiny, "--data.root", "nowhere"])
+        run_study([*tiny, "--training.init_from", "nowhere.ckpt"])
     assert stop.value.exit_code == 2
 
 
