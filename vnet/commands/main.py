@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from vnet.core.distributed import claim_error_report, is_lost_peer, is_rank_zero, peer_exit_code, shutdown
+from vnet.core.environment import installed_version
 from vnet.core.errors import InputError, RunFault
 
 
@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
     if command in ("-h", "--help"):
         print(help_text())
     elif command == "--version":
-        print(f"pointrend {installed_version()}")
+        print(f"pointrend {installed_version() or '(not installed)'}")
     elif command in COMMANDS:
         # imported here, so that no command waits for the libraries of another
         return int(import_module(f"vnet.commands.{command}").main(rest))
@@ -180,10 +180,3 @@ def help_text() -> str:
     """Usage and one line for each command."""
     lines = [f"  {name:<12} {purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(["usage: vnet COMMAND ...", "", *lines, "", "vnet COMMAND --help tells its options."])
-
-
-def installed_version() -> str:
-    try:
-        return version("pointrend")
-    except PackageNotFoundError:  # a checkout on PYTHONPATH
-        return "(not installed)"

@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +114,11 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def installed_version() -> str | None:
+    """The version of the installed distribution; None of a checkout on PYTHONPATH."""
+    try:
+        return version("pointrend")
+    except PackageNotFoundError:
+        return None

@@ -22,20 +22,26 @@ from vnet.core.errors import InputError
 PART = ".part"  # ends the names of files that are being written
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a temporary file beside `path`, flush it to disk and rename it to `path`."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: what is written there is renamed to `path`, or removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     temporary.unlink(missing_ok=True)
     try:
-        with naming_path(path), temporary.open("xb") as file:  # x: a link of that name is not followed
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with naming_path(path):
+            yield temporary
         temporary.replace(path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)  # frees its bytes on a full disk
-        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a temporary file beside `path`, flush it to disk and rename it to `path`."""
+    with whole_file(path) as temporary, temporary.open("xb") as file:  # x: a link of that name is not followed
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def plain_name(name: str) -> str:

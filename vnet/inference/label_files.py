@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from vnet.core.distributed import gather, launch_fabric, rank_info, shard, unshard
+from vnet.core.environment import installed_version
 from vnet.core.errors import InputError, raise_case_faults
-from vnet.core.files import PART, file_lock, read_table, write_bytes, write_table, write_text
+from vnet.core.files import file_lock, read_table, whole_file, write_bytes, write_table, write_text
 from vnet.core.hardware import set_threads
 from vnet.core.progress import ProgressBar
 from vnet.data.case_files import Inputs, list_inputs
@@ -189,12 +187,12 @@ class Exporter:
             name = path.name.removesuffix(SAVED[kind])
             write_bytes(path, png(contour_picture(slices, name, LARGEST_SIDE_PX)))
         elif kind == "seg_nrrd":
-            with written_whole(path) as temporary:
+            with whole_file(path) as temporary:
                 write_seg_nrrd(temporary, labels, volume, self.structures, self.concepts)
         elif series:
-            with written_whole(path) as temporary:
+            with whole_file(path) as temporary:
                 write_segmentation(
-                    temporary, labels, volume, series, self.structures, self.concepts, installed_version()
+                    temporary, labels, volume, series, self.structures, self.concepts, installed_version() or "checkout"
                 )
 
 
@@ -210,18 +208,6 @@ def png(picture: np.ndarray) -> bytes:
     packed = BytesIO()
     Image.fromarray(picture).save(packed, "png", optimize=True)
     return packed.getvalue()
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what is written there is renamed to `path`, or removed on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_seg_nrrd(
@@ -329,11 +315,3 @@ def refuse_overwriting(
     if rows and tuple(rows[0]) != VOLUME_COLUMNS:
         columns = ", ".join(map(str, rows[0]))
         raise InputError(f"{output / VOLUMES}: is another table (its columns: {columns}); name another folder")
-
-
-def installed_version() -> str:
-    """The version of the distribution, for the record in files."""
-    try:
-        return version("pointrend")
-    except PackageNotFoundError:  # a checkout on PYTHONPATH
-        return "checkout"
