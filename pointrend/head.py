@@ -63,22 +63,14 @@ class HeadInputs:
         return sum(n * self.windows[name] ** ndim for name, n in self.channels.items())
 
     def read(
-        self,
-        points: Tensor,
-        features: Mapping[str, Tensor],
-        image: Tensor | None,
-        grid: Sequence[int] | None,
-        dtype: torch.dtype,
+        self, maps: Mapping[str, Tensor], points: Tensor, grid: Sequence[int] | None, dtype: torch.dtype
     ) -> Tensor:
-        """(B, width, N) values at the points (B, N, ndim); arguments and errors of `PointRend.predict_points`."""
-        maps = self._checked(features, image, len(points), points.shape[-1])
+        """(B, width, N) values of what `maps` gives at points (B, N, ndim); `grid` as for `read_window`."""
         parts = [read_window(volume, points, self.windows[name], grid).to(dtype) for name, volume in maps.items()]
         return torch.cat(parts, dim=1) if parts else points.new_empty(len(points), 0, points.shape[1], dtype=dtype)
 
-    def _checked(
-        self, features: Mapping[str, Tensor], image: Tensor | None, batch: int, ndim: int
-    ) -> dict[str, Tensor]:
-        """The maps by name, with their shapes checked."""
+    def maps(self, features: Mapping[str, Tensor], image: Tensor | None, batch: int, ndim: int) -> dict[str, Tensor]:
+        """The maps that are read, in order; arguments and errors of `PointRend.predict_points`."""
         missing = [name for name in self.feature_names if name not in features]
         if missing:
             raise ValueError(f"features must hold {self.feature_names}, {missing} missing from {sorted(features)}")
@@ -131,6 +123,11 @@ class PointHead(nn.Module):
         self.logits = nn.Linear(width + classes, classes)
         self.reset_parameters()
 
+    @property
+    def linear(self) -> bool:
+        """Whether the first layer is linear in the fine features alone and the coarse logits."""
+        return self.features > 0 and self.frequencies == 0
+
     def reset_parameters(self) -> None:
         """Draw the weights anew from torch's global generator."""
         for layer in self.hidden:
@@ -176,6 +173,40 @@ class PointHead(nn.Module):
         for layer in self.hidden:
             hidden = F.relu(_per_point(layer, torch.cat([hidden, coarse], dim=1)))
         return _per_point(self.logits, torch.cat([hidden, coarse], dim=1))
+
+    @property
+    def fine_weights(self) -> Tensor:
+        """(F, width), the first layer's weights of the fine features of a `linear` head."""
+        return self._weights(self.hidden[0])[0]
+
+    def after_first(self, first: Tensor, coarse: Tensor) -> Tensor:
+        """`forward` of a `linear` head on the CPU, without gradients, from the fine features' part of its first layer.
+
+        Points are the slow axis here: two threads then share a matrix product, which they do not share the other way.
+
+        Args:
+            first: (B, N, width), the first layer's weights of the fine features times these; overwritten.
+            coarse: (B, K, N).
+
+        Returns:
+            (B, K, N).
+        """
+        out = torch.empty(len(coarse), coarse.shape[2], self.classes)
+        block = max(VALUES_PER_BLOCK // self.logits.in_features, 1)
+        for sample in zip(first, coarse.transpose(1, 2), out, strict=True):
+            for hidden, logits, into in zip(*(values.split(block) for values in sample), strict=True):
+                for number, layer in enumerate(self.hidden):
+                    of_hidden, of_coarse, bias = self._weights(layer)
+                    hidden = torch.addmm(bias, hidden, of_hidden) if number else hidden.add_(bias)
+                    hidden.addmm_(logits, of_coarse).relu_()
+                of_hidden, of_coarse, bias = self._weights(self.logits)
+                torch.addmm(bias, hidden, of_hidden, out=into).addmm_(logits, of_coarse)
+        return out.transpose(1, 2)
+
+    def _weights(self, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """The weights of a layer for what it reads first and for the coarse logits, inputs x outputs; its bias."""
+        assert isinstance(layer, nn.Linear)
+        return layer.weight.T[: -self.classes], layer.weight.T[-self.classes :], layer.bias
 
 
 def _per_point(layer: nn.Module, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pointrend._kernels.threads import traced
 from pointrend.boxes import Boxes
 from pointrend.coordinates import check_extent, extent_centres, voxel_centres, whole_grid
+from pointrend.first_layer import logits_by_voxel, pays_by_voxel
 from pointrend.head import WINDOW, HeadInputs, PointHead, point_losses
 from pointrend.reading import has_nan, interpolate_at, read_at
 from pointrend.roi import BoxRefinement, box_training_logits, refine_boxes
@@ -160,7 +161,10 @@ class PointRend(nn.Module):
             raise ValueError(f"coarse must have {self.classes} classes, got {tuple(coarse.shape)}")
         if points.device.type == "cpu" and not traced() and has_nan(points):
             raise ValueError("points must be numbers, got NaN")
-        return self.head(self.inputs.read(points, features, image, grid, coarse.dtype), coarse, points)
+        maps = self.inputs.maps(features, image, len(points), points.shape[-1])
+        if pays_by_voxel(self.head, maps, points, coarse):
+            return logits_by_voxel(self.head, maps, self.inputs.windows, points, coarse, grid)
+        return self.head(self.inputs.read(maps, points, grid, coarse.dtype), coarse, points)
 
     def training_logits(
         self,

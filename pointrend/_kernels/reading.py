@@ -157,27 +157,33 @@ def gather_windows(volume: Tensor, index: Tensor, window: int) -> Tensor:
     return values
 
 
+def read_windows(volume: Tensor, index: Tensor, window: int, border: int = 0) -> Tensor:
+    """`gather_windows` without a gradient. Indices count a border of so many voxels on every side of the volume."""
+    size = tuple(volume.shape[2:])
+    shape, radius = as_3d(size, window)
+    values, voxels = volume.detach().contiguous().flatten(2).numpy(), index.numpy()
+    out = torch.empty(*volume.shape[:2], window ** len(size), index.shape[1])
+    into = out.numpy()
+
+    def work(sample: int, start: int, stop: int) -> None:
+        _gather(values[sample], shape, voxels[sample], border, radius, into[sample], start, stop)
+
+    divide(work, samples=len(values), parts=values.shape[1], values=into.size)
+    return out.flatten(1, 2)
+
+
 class _GatherWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, volume: Tensor, index: Tensor, window: int) -> Tensor:
         ctx.save_for_backward(index)
         ctx.size, ctx.window = tuple(volume.shape[2:]), window
-        shape, radius = _as_3d(ctx.size, window)
-        values, voxels = volume.detach().contiguous().flatten(2).numpy(), index.numpy()
-        out = torch.empty(*volume.shape[:2], window ** len(ctx.size), index.shape[1])
-        into = out.numpy()
-
-        def work(sample: int, start: int, stop: int) -> None:
-            _gather(values[sample], shape, voxels[sample], radius, into[sample], start, stop)
-
-        divide(work, samples=len(values), parts=values.shape[1], values=into.size)
-        return out.flatten(1, 2)
+        return read_windows(volume, index, window)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        shape, radius = _as_3d(ctx.size, ctx.window)
+        shape, radius = as_3d(ctx.size, ctx.window)
         gradient = gradients[0].contiguous().unflatten(1, (-1, ctx.window ** len(ctx.size)))
         out = torch.zeros(*gradient.shape[:2], *ctx.size)
         values, voxels, into = gradient.numpy(), index.numpy(), out.flatten(2).numpy()
@@ -189,7 +195,7 @@ class _GatherWindows(torch.autograd.Function):
         return out, None, None
 
 
-def _as_3d(size: Sequence[int], window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def as_3d(size: Sequence[int], window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Shape of the volume and radius of the window per axis, (3,) each."""
     lifted = 3 - len(size)
     return np.array([1] * lifted + [*size]), np.array([0] * lifted + [window // 2] * len(size))
@@ -197,17 +203,26 @@ def _as_3d(size: Sequence[int], window: int) -> tuple[NDArray[np.int64], NDArray
 
 @numba.njit(cache=True, nogil=True)
 def _window_positions(
-    index: NDArray, shape: NDArray, radius: NDArray, first: int, last: int, scratch: NDArray, positions: NDArray
+    index: NDArray,
+    shape: NDArray,
+    border: int,
+    radius: NDArray,
+    first: int,
+    last: int,
+    scratch: NDArray,
+    positions: NDArray,
 ) -> None:
     """Write the flat indices (window^ndim, BLOCK) of the windows of points [first, last) to `positions`.
 
-    Beyond the border the outermost voxels are repeated. `scratch` is (3, longest window axis).
+    Indices count a border of so many voxels around the volume. Beyond it the outermost voxels are repeated. `scratch`
+    is (3, longest window axis).
     """
     for n in range(first, last):
         flat = index[n]
         for axis in range(2, -1, -1):
-            middle = flat % shape[axis]
-            flat //= shape[axis]
+            wide = shape[axis] + 2 * border
+            middle = flat % wide - border
+            flat //= wide
             stride = 1
             for later in range(axis + 1, 3):
                 stride *= shape[later]
@@ -223,14 +238,14 @@ def _window_positions(
 
 @numba.njit(cache=True, nogil=True)
 def _gather(
-    volume: NDArray, shape: NDArray, index: NDArray, radius: NDArray, out: NDArray, start: int, stop: int
+    volume: NDArray, shape: NDArray, index: NDArray, border: int, radius: NDArray, out: NDArray, start: int, stop: int
 ) -> None:
     """Write channels [start, stop) of a volume (C, V) around voxels (N,) to out (C, window^ndim, N)."""
     scratch = np.empty((3, 2 * radius.max() + 1), np.int64)
     positions = np.empty((out.shape[1], BLOCK), np.uint64)  # unsigned: spares numba's test for negative indices
     for first in range(0, len(index), BLOCK):
         last = min(first + BLOCK, len(index))
-        _window_positions(index, shape, radius, first, last, scratch, positions)
+        _window_positions(index, shape, border, radius, first, last, scratch, positions)
         for channel in range(start, stop):
             values = volume[channel]
             for k in range(out.shape[1]):
@@ -248,7 +263,7 @@ def _scatter(
     positions = np.empty((gradient.shape[1], BLOCK), np.int64)
     for first in range(0, len(index), BLOCK):
         last = min(first + BLOCK, len(index))
-        _window_positions(index, shape, radius, first, last, scratch, positions)
+        _window_positions(index, shape, 0, radius, first, last, scratch, positions)
         for channel in range(start, stop):
             values = volume[channel]
             for k in range(gradient.shape[1]):

@@ -8,8 +8,12 @@ import os
 import re
 import resource
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +21,8 @@ from vnet.core.config.keys import is_device_name
 from vnet.core.distributed import available_cores
 from vnet.core.errors import InputError
 
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -69,6 +75,33 @@ def set_threads(threads: int) -> None:
     count = threads or available_cores()
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def on_one_thread_each(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """Yield work(task) for every task in order: as many at a time as torch has threads, with one thread each.
+
+    For many small tasks: two threads within each small operation wait for each other more than they work. The results
+    do not depend on the number of threads.
+
+    Args:
+        tasks: taken as threads become free; few results wait to be taken.
+    """
+    threads = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for task in tasks:
+                    waiting.append(pool.submit(work, task))
+                    if len(waiting) > threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
+                raise
+    finally:
+        torch.set_num_threads(threads)  # the number of the workers is otherwise that of all later threads
 
 
 def memory_limit_bytes() -> int:

@@ -18,6 +18,7 @@ from pointrend.reading import best_class, sample_at, uncertainty
 from pointrend.render import render_labels
 from pointrend.uncertain import uncertain_voxels
 from vnet.core.config import Axes
+from vnet.core.hardware import on_one_thread_each
 from vnet.inference.prediction import Prediction
 from vnet.inference.tiled_network import POINTS_AT_ONCE, TiledNetwork, mean_logits, saved_bytes
 from vnet.inference.tiling import TileGrid, lay_tiles, mirror_sets
@@ -49,7 +50,10 @@ def refine_labels(
     flat, grid = labels.reshape(-1), networks[0].grid
     on_voxels = labels.shape == tuple(networks[0].image.shape[1:])
     refined_uncertainty = torch.zeros(len(index))
-    for number, places in points_by_tile(grid, labels.shape, index, extent):
+
+    @torch.inference_mode()
+    def refine_tile(task: tuple[int, Tensor]) -> None:
+        number, places = task
         points = voxel_centres(index[places], labels.shape) * torch.tensor(extent)  # unit cube of the canvas
         total = torch.zeros(len(own[0]), len(places))
         for network, coarse in zip(networks, own, strict=True):
@@ -59,6 +63,10 @@ def refine_labels(
         refined_uncertainty[places] = uncertainty(total[None])[0]
         if logits is not None:
             logits[:, places] = total
+
+    tasks = points_by_tile(grid, labels.shape, index, extent)
+    for _ in on_one_thread_each(refine_tile, tasks) if own[0].device.type == "cpu" else map(refine_tile, tasks):
+        pass
     return refined_uncertainty
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pointrend.coordinates import flat_index
 from pointrend.reading import best_class, sample_at, uncertainty
 from vnet.core.config import Axes
 from vnet.core.hardware import autocast
@@ -81,14 +81,11 @@ class BlockGrid:
 
     def touched(self, points: Tensor) -> Tensor:
         """(a, b, c) bool: the blocks that reading the maps at points (N, 3) of the tile's unit cube may touch."""
-        mask = torch.zeros(self.counts, dtype=torch.bool)
-        ends = []
-        for axis, (voxels, block, reach) in enumerate(zip(self.tile, self.block, self.reach, strict=True)):
-            at = (points[:, axis] * voxels).long()
-            ends.append([((at + step).clamp(0, voxels - 1)) // block for step in (-reach, 0, reach)])
-        for z, y, x in product(*ends):
-            mask[z, y, x] = True
-        return mask
+        # in cells of the reach, which divide tile and blocks: a point touches its cell and the cells next to it
+        cells = [n // reach for n, reach in zip(self.tile, self.reach, strict=True)]
+        mask = torch.zeros(math.prod(cells))
+        mask[flat_index(points, cells)] = 1
+        return F.adaptive_max_pool3d(F.max_pool3d(mask.view(1, *cells), 3, 1, 1), self.counts)[0] > 0
 
 
 @dataclass(frozen=True)
