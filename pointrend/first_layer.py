@@ -19,7 +19,7 @@ from pointrend.head import PointHead
 from pointrend.reading import read_window
 
 ARITHMETIC = (torch.float32, torch.bfloat16, torch.float16)
-VALUES_AT_ONCE = 1 << 20  # window values of voxels that are in memory at once
+VALUES_AT_ONCE = 1 << 20  # values of windows that are in memory at once
 
 
 def pays_by_voxel(head: nn.Module, maps: Mapping[str, Tensor], points: Tensor, coarse: Tensor) -> bool:
@@ -77,8 +77,10 @@ def first_layer(
         for sample, some in enumerate(points.detach()):
             volumes = [maps[name][sample, None] for name in names]
             if on_voxels or not _add_by_voxel(of_size, volumes, reach, some, out[sample]):
-                values = [read_window(v, some[None], n, grid)[0] for v, n in zip(volumes, reach, strict=True)]
-                out[sample].addmm_(torch.cat(values).T, of_size)
+                at_once = VALUES_AT_ONCE // len(of_size) + 1
+                for rows, few in zip(out[sample].split(at_once), some.split(at_once), strict=True):
+                    values = [read_window(v, few[None], n, grid)[0] for v, n in zip(volumes, reach, strict=True)]
+                    rows.addmm_(torch.cat(values).T, of_size)
     return out
 
 

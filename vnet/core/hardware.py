@@ -23,7 +23,7 @@ from vnet.core.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def find_device(name: str) -> torch.device:
@@ -73,6 +73,7 @@ def set_threads(threads: int) -> None:
     import numba
 
     count = threads or available_cores()
+    share_freed_memory()
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
@@ -154,9 +155,21 @@ def keep_freed_memory() -> None:
     in fresh memory and 3 ms in kept memory (AMD EPYC). Without glibc this function has no effect.
     Training calls it. Prediction does not, because its effect on the peak memory of large volumes is not measured.
     """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
+    if library := _glibc():
         library.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
         library.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def share_freed_memory() -> None:
+    """Make glibc keep one heap for all threads to come: what one thread frees serves the others.
+
+    Refinement has two tiles in work: with a heap for each thread it takes 40 to 60 MiB more.
+    """
+    if library := _glibc():
+        library.mallopt(M_ARENA_MAX, 1)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process, where it is glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None

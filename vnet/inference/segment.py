@@ -150,7 +150,7 @@ def segment_together(
     extent = tuple(n / m for n, m in zip(working, grid.canvas, strict=True))
     refined = refine and any(model.head is not None for model, _ in members)
     saved = saved_bytes(network.logits.out_channels, grid.canvas, network.output_stride)
-    room = max(saved, KEPT_BYTES) // len(members) if refined else 0
+    room = max(saved // 2, KEPT_BYTES) // len(members) if refined else 0
     networks = [
         TiledNetwork(
             model,
