@@ -222,7 +222,8 @@ def _count_multiply_adds(model: Segmenter, image: Tensor, num_points: int) -> in
         if model.head is not None:
             points = torch.rand(2, num_points, image.ndim - 2, device=image.device)
             at_points = coarse.new_zeros(2, coarse.shape[1], num_points)
-            model.head.predict_points(points, at_points, model.head_features(features), image)
+            with torch.enable_grad():  # as training reads, at every point; `pointrend.first_layer` may need less
+                model.head.predict_points(points, at_points, model.head_features(features), image)
     model.train(training)
     return int(counter.get_total_flops()) // 4  # two operations each, two samples
 
