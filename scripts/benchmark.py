@@ -25,6 +25,7 @@ BENCHMARKS = {
     "refinement": "what makes the head cheap on a trained run: Dice by voxels asked about, precision, batches",
     "start": "importing the library and the first call of its compiled functions",
     "step": "a training step of every arm",
+    "step_bodies": "a training step of every body of configs/lean_bodies.yaml",
     "tensorboard": "a training with and without logging, and TensorBoard's first page",
     "arithmetic": "a step and a forward pass in bfloat16, channels last, compiled, against float32",
     "train_monai": "a training step of MONAI's V-Net and of ours with the same stages",
@@ -42,6 +43,7 @@ BENCHMARKS = {
 FUNCTIONS = {
     "subdivision": "refinement.run_subdivision",
     "tensorboard": "training.run_tensorboard",
+    "step_bodies": "step.run_step_bodies",
     "arithmetic": "step.run_arithmetic",
     "train_job": "start.run_train_job",
     "train_growth": "step.run_train_growth",

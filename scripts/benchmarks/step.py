@@ -3,6 +3,8 @@
 `run`: seconds, multiply-adds and the head's share of every arm. The arms take turns in one process, on the same random
 batch, so that a change of the machine's speed meets all.
 
+`run_step_bodies`: seconds and multiply-adds of every arm of `configs/lean_bodies.yaml`.
+
 `run_arithmetic`: float32, bfloat16, channels last and `torch.compile`, for `dense` and `lean_s4`.
 
 `run_train_growth`: seconds by size of the volume and by number of classes.
@@ -34,6 +36,7 @@ from vnet.training.optimizer import build_optimizer
 
 # one network; the head reads a point, or a window around it
 CONFIGS = ("configs/hippocampus.yaml", "configs/study_hippocampus.yaml")
+BODIES = "configs/lean_bodies.yaml"
 
 
 def step_of(arm: str, config_file: str, image: torch.Tensor, labels: torch.Tensor) -> tuple[Callable[[], None], float]:
@@ -114,6 +117,29 @@ def run(quick: bool = False) -> list[Row]:
         rows += measure(CONFIGS[0], (96, 96, 96), batch=1, rounds=7)
         rows += measure(CONFIGS[0], (64, 128, 128), batch=1, rounds=5)
     return rows
+
+
+def run_step_bodies(quick: bool = False) -> list[Row]:
+    """Rows of the table; `quick` takes few turns."""
+    set_threads(0)
+    keep_freed_memory()
+    config = load_config(["--config", BODIES])
+    image, labels = random_batch(config.training.patch, config.training.batch)
+    arms = {arm: step_of(arm, BODIES, image, labels) for arm in config.study.arms}
+    seconds = take_turns({arm: step for arm, (step, _) in arms.items()}, 2 if quick else 20)
+    return [
+        {
+            "size": "x".join(map(str, config.training.patch)),
+            "batch": config.training.batch,
+            "arm": arm,
+            "seconds": round(statistics.median(values), 4),
+            "of_dense": round(paired(values, seconds["dense"]), 3),
+            "multiply_adds_g": round(arms[arm][1], 3),
+            "multiply_adds_of_dense": round(arms[arm][1] / arms["dense"][1], 3),
+            "config": Path(BODIES).stem,
+        }
+        for arm, values in seconds.items()
+    ]
 
 
 # side: precision, channels last, compiled

@@ -256,7 +256,8 @@ def score_cell(found: StudyFigures, arm: str, column: str, cell: str) -> str:
     if column == "unrefined Dice":
         return dice(found.mean(arm + UNREFINED, "dice"), digits_of(cell)) if arm in found.heads else ""
     if column == "training step, `dense` = 1":
-        steps = benchmark("step").set_index(["size", "config", "arm"])["of_dense"]
+        rows = pd.concat([benchmark("step"), benchmark("step_bodies", "step")])
+        steps = rows.set_index(["size", "config", "arm"])["of_dense"]
         return f"{float(steps['48x64x48', found.study, arm]):.3f}"
     if column == "s of its steps, alone":
         seconds = benchmark("step").set_index(["size", "config", "arm"])["seconds"]
