@@ -22,9 +22,14 @@ ARITHMETIC = (torch.float32, torch.bfloat16, torch.float16)
 VALUES_AT_ONCE = 1 << 20  # values of windows that are in memory at once
 
 
-def pays_by_voxel(head: nn.Module, maps: Mapping[str, Tensor], points: Tensor, coarse: Tensor) -> bool:
-    """Whether `logits_by_voxel` may be asked: a head of this library on the CPU, no gradient wanted, no tracing."""
-    if not isinstance(head, PointHead) or not head.linear or torch.is_grad_enabled() or traced() or not coarse.numel():
+def works_by_voxel(head: nn.Module, maps: Mapping[str, Tensor], points: Tensor, coarse: Tensor) -> bool:
+    """Whether `logits_by_voxel` gives the logits of this head: on the CPU, no gradient wanted, no tracing.
+
+    A subclass of `PointHead` may do something before the first layer, and a code of the position is not linear in it.
+    """
+    if type(head) is not PointHead or head.frequencies or not (maps and coarse.numel()):
+        return False
+    if torch.is_grad_enabled() or traced():
         return False
     exact = head.logits.weight.dtype == points.dtype == coarse.dtype == torch.float32
     return exact and all(t.device.type == "cpu" and t.dtype in ARITHMETIC for t in (points, coarse, *maps.values()))
@@ -38,7 +43,7 @@ def logits_by_voxel(
     coarse: Tensor,
     grid: Sequence[int] | None,
 ) -> Tensor:
-    """(B, K, N) logits of a head at points, in float32 whatever the arithmetic asked for; see `pays_by_voxel`.
+    """(B, K, N) logits of a head at points, in float32 whatever the arithmetic asked for; see `works_by_voxel`.
 
     Args:
         maps: (B, C, *spatial) by name, what the head reads.
@@ -49,7 +54,7 @@ def logits_by_voxel(
     """
     with torch.autocast("cpu", enabled=False):
         exact = {name: volume.float() for name, volume in maps.items()}
-        return head.after_first(first_layer(head.fine_weights, exact, windows, points, grid), coarse)
+        return head.after_first_layer(first_layer(head.fine_weights, exact, windows, points, grid), coarse)
 
 
 def first_layer(

@@ -123,11 +123,6 @@ class PointHead(nn.Module):
         self.logits = nn.Linear(width + classes, classes)
         self.reset_parameters()
 
-    @property
-    def linear(self) -> bool:
-        """Whether the first layer is linear in the fine features alone and the coarse logits."""
-        return self.features > 0 and self.frequencies == 0
-
     def reset_parameters(self) -> None:
         """Draw the weights anew from torch's global generator."""
         for layer in self.hidden:
@@ -176,16 +171,16 @@ class PointHead(nn.Module):
 
     @property
     def fine_weights(self) -> Tensor:
-        """(F, width), the first layer's weights of the fine features of a `linear` head."""
+        """(F, width), the first layer's weights of the fine features; of a head without frequencies."""
         return self._weights(self.hidden[0])[0]
 
-    def after_first(self, first: Tensor, coarse: Tensor) -> Tensor:
-        """`forward` of a `linear` head on the CPU, without gradients, from the fine features' part of its first layer.
+    def after_first_layer(self, first: Tensor, coarse: Tensor) -> Tensor:
+        """`forward` on the CPU without gradients, from what the fine features give the first layer.
 
         Points are the slow axis here: two threads then share a matrix product, which they do not share the other way.
 
         Args:
-            first: (B, N, width), the first layer's weights of the fine features times these; overwritten.
+            first: (B, N, width), the fine features times `fine_weights`; overwritten.
             coarse: (B, K, N).
 
         Returns:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pointrend._kernels.threads import traced
 from pointrend.boxes import Boxes
 from pointrend.coordinates import check_extent, extent_centres, voxel_centres, whole_grid
-from pointrend.first_layer import VALUES_AT_ONCE, logits_by_voxel, pays_by_voxel
+from pointrend.first_layer import VALUES_AT_ONCE, logits_by_voxel, works_by_voxel
 from pointrend.head import WINDOW, HeadInputs, PointHead, point_losses
 from pointrend.reading import has_nan, interpolate_at, read_at
 from pointrend.roi import BoxRefinement, box_training_logits, refine_boxes
@@ -162,17 +162,18 @@ class PointRend(nn.Module):
         if points.device.type == "cpu" and not traced() and has_nan(points):
             raise ValueError("points must be numbers, got NaN")
         maps = self.inputs.maps(features, image, len(points), points.shape[-1])
-        if pays_by_voxel(self.head, maps, points, coarse):
+        if works_by_voxel(self.head, maps, points, coarse):
             return logits_by_voxel(self.head, maps, self.inputs.windows, points, coarse, grid)
         if torch.is_grad_enabled() or points.device.type != "cpu" or traced():
-            return self._read_and_ask(maps, points, coarse, grid)
+            return self._logits_at(maps, points, coarse, grid)
         at_once = VALUES_AT_ONCE // (self.inputs.width(points.shape[2]) + 1) + 1
         parts = zip(points.split(at_once, dim=1), coarse.split(at_once, dim=2), strict=True)
-        return torch.cat([self._read_and_ask(maps, some, own, grid) for some, own in parts], dim=2)
+        return torch.cat([self._logits_at(maps, some, own, grid) for some, own in parts], dim=2)
 
-    def _read_and_ask(
+    def _logits_at(
         self, maps: Mapping[str, Tensor], points: Tensor, coarse: Tensor, grid: Sequence[int] | None
     ) -> Tensor:
+        """(B, K, N) logits at points, everything read there at once."""
         return self.head(self.inputs.read(maps, points, grid, coarse.dtype), coarse, points)
 
     def training_logits(

@@ -1,5 +1,7 @@
-"""Rows of a table at the voxels around points, and their interpolation at the points: loops of
-`pointrend.first_layer`. CPU, float32; 2D is 3D of depth 1."""
+"""The voxels around points, each once, and values that stand by voxel, interpolated at the points.
+
+`pointrend.first_layer` computes a row of values for each of these voxels. CPU, float32; 2D is 3D of depth 1.
+"""
 
 from __future__ import annotations
 

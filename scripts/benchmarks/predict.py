@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarks.harness import Row, call, paired, timed
 from scripts.benchmarks.volume import KEPT, LONG, MR, Trial
-from vnet.core.hardware import peak_memory_mib, set_threads
+from vnet.core.hardware import peak_memory_mib, set_threads, share_freed_memory
 from vnet.core.runs import open_run
 from vnet.data.phantoms import PhantomKind, write_phantoms
 from vnet.data.volumes import Volume, read_image, write_labels
@@ -157,6 +157,7 @@ def predict(side: str, run: str, source: str, output: str) -> Row:
     import_module("monai.inferers")
 
     set_threads(0)
+    share_freed_memory()
     clock: Clock = defaultdict(list)
     start = time.perf_counter()
     volume = read_image([Path(source)])
@@ -176,8 +177,7 @@ def predict(side: str, run: str, source: str, output: str) -> Row:
 
 def count(side: str, run: str, source: str) -> Row:
     """Multiply-adds of one prediction, in units of 1e9: tiles, and the head at the voxels that it is asked about."""
-    set_threads(0)
-    vars(inference)["on_one_thread_each"] = map  # the counter sees its own thread alone
+    set_threads(1)  # the counter sees its own thread alone
     with FlopCounterMode(display=False) as counter:
         ours(run, list(SIDES[side][1]), read_image([Path(source)]), defaultdict(list))
     return {"multiply_adds_g": round(counter.get_total_flops() / 2e9, 1)}

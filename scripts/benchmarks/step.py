@@ -3,7 +3,7 @@
 `run`: seconds, multiply-adds and the head's share of every arm. The arms take turns in one process, on the same random
 batch, so that a change of the machine's speed meets all.
 
-`run_step_bodies`: seconds and multiply-adds of every arm of `configs/lean_bodies.yaml`.
+`run_step_bodies`: the same of every arm of `configs/lean_bodies.yaml`.
 
 `run_arithmetic`: float32, bfloat16, channels last and `torch.compile`, for `dense` and `lean_s4`.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -62,11 +62,13 @@ def random_batch(size: tuple[int, ...], batch: int) -> tuple[torch.Tensor, torch
     return image, blobs.mul(60).clamp(-1, 1).round().long() + 1
 
 
-def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: int) -> list[Row]:
+def measure(
+    config_file: str, size: tuple[int, int, int], batch: int, rounds: int, names: Iterable[str] = ARMS
+) -> list[Row]:
     """Median seconds of a step of each arm over `rounds` turns, after one that is not counted; `of_dense` and
     `head_share` (of the arm's own step) are medians of ratios within a turn."""
     image, labels = random_batch(size, batch)
-    arms = {arm: step_of(arm, config_file, image, labels) for arm in ARMS}
+    arms = {arm: step_of(arm, config_file, image, labels) for arm in names}
     seconds = take_turns({arm: step for arm, (step, _) in arms.items()}, rounds)
     made = {arm: made_g for arm, (_, made_g) in arms.items()}
     del arms
@@ -83,7 +85,9 @@ def measure(config_file: str, size: tuple[int, int, int], batch: int, rounds: in
                 "fastest": round(min(values), 4),
                 "slowest": round(max(values), 4),
                 "of_dense": round(paired(values, seconds["dense"]), 3),
-                "head_share": round(1 - 1 / paired(values, seconds[plain]), 3) if plain != arm else None,
+                "head_share": round(1 - 1 / paired(values, seconds[plain]), 3)
+                if plain != arm and plain in seconds
+                else None,
                 "multiply_adds_g": round(made[arm], 3),
                 "multiply_adds_of_dense": round(made[arm] / made["dense"], 3),
                 "config": Path(config_file).stem,
@@ -124,22 +128,8 @@ def run_step_bodies(quick: bool = False) -> list[Row]:
     set_threads(0)
     keep_freed_memory()
     config = load_config(["--config", BODIES])
-    image, labels = random_batch(config.training.patch, config.training.batch)
-    arms = {arm: step_of(arm, BODIES, image, labels) for arm in config.study.arms}
-    seconds = take_turns({arm: step for arm, (step, _) in arms.items()}, 2 if quick else 20)
-    return [
-        {
-            "size": "x".join(map(str, config.training.patch)),
-            "batch": config.training.batch,
-            "arm": arm,
-            "seconds": round(statistics.median(values), 4),
-            "of_dense": round(paired(values, seconds["dense"]), 3),
-            "multiply_adds_g": round(arms[arm][1], 3),
-            "multiply_adds_of_dense": round(arms[arm][1] / arms["dense"][1], 3),
-            "config": Path(BODIES).stem,
-        }
-        for arm, values in seconds.items()
-    ]
+    patch, batch = config.training.patch, config.training.batch
+    return measure(BODIES, patch, batch, rounds=2 if quick else 20, names=config.study.arms)
 
 
 # side: precision, channels last, compiled

@@ -22,7 +22,7 @@ from vnet.core.distributed import launch_fabric
 from vnet.core.environment import checkout, config_file, model_folder, portable_command
 from vnet.core.errors import InputError
 from vnet.core.files import RUN_LOCK, Holder, RunLock, file_lock, process_start, read_table
-from vnet.core.hardware import autocast, describe_device, find_device, memory_limit_bytes, on_one_thread_each
+from vnet.core.hardware import autocast, describe_device, each_on_one_thread, find_device, memory_limit_bytes
 from vnet.core.runs import KeptRun, RunKey, read_kept_runs
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
@@ -324,17 +324,19 @@ def test_the_device_is_not_part_of_a_run() -> None:
     assert load_config(["--device", "cpu"]).hash("d") == load_config([]).hash("d")
 
 
-def test_tasks_run_side_by_side_on_one_thread_each_and_come_in_order() -> None:
+def test_tasks_run_side_by_side_on_one_thread_each() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    done: list[tuple[int, int]] = []
     try:
         meeting = threading.Barrier(3, timeout=30)  # broken unless three tasks run at a time
 
-        def work(task: int) -> tuple[int, int]:
+        def work(task: int) -> None:
             meeting.wait()
-            return task, torch.get_num_threads()
+            done.append((task, torch.get_num_threads()))
 
-        assert list(on_one_thread_each(work, iter(range(9)))) == [(task, 1) for task in range(9)]
+        each_on_one_thread(work, iter(range(9)))
+        assert sorted(done) == [(task, 1) for task in range(9)]
         assert torch.get_num_threads() == 3
         threads: list[int] = []
         later = threading.Thread(target=lambda: threads.append(torch.get_num_threads()))
@@ -345,7 +347,8 @@ def test_tasks_run_side_by_side_on_one_thread_each_and_come_in_order() -> None:
         torch.set_num_threads(before)
 
 
-def test_a_task_that_fails_ends_the_others() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_task_that_fails_ends_the_others(threads: int) -> None:
     begun: list[int] = []
 
     def work(task: int) -> None:
@@ -353,10 +356,14 @@ def test_a_task_that_fails_ends_the_others() -> None:
         raise ValueError(f"task {task}")
 
     before = torch.get_num_threads()
-    with pytest.raises(ValueError, match="task 0"):
-        list(on_one_thread_each(work, range(1000)))
-    assert len(begun) <= 2 * before + 1
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(ValueError, match="task 0"):
+            each_on_one_thread(work, range(1000))
+        assert len(begun) <= 2 * threads + 1
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_cpu_is_described_with_its_threads() -> None:

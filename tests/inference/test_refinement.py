@@ -91,6 +91,29 @@ def test_a_finer_grid_is_not_read_by_index(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(grids) == {None}
 
 
+@pytest.mark.parametrize("arm", ["lean_s4", "pointrend_s2"])
+def test_the_first_layer_by_voxel_changes_no_label(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_voxel = predict(arm, (32, 32, 32), size=(60, 66, 80))
+    monkeypatch.setattr("pointrend.refine.works_by_voxel", lambda *_: False)
+    by_point = predict(arm, (32, 32, 32), size=(60, 66, 80))
+    np.testing.assert_array_equal(by_voxel.index, by_point.index)
+    np.testing.assert_array_equal(by_voxel.labels, by_point.labels)
+    np.testing.assert_allclose(by_voxel.refined_uncertainty, by_point.refined_uncertainty, atol=1e-3)
+    assert (by_voxel.labels != by_voxel.unrefined).mean() > 0.02
+
+
+def test_tiles_side_by_side_give_the_labels_of_one_after_the_other() -> None:
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made.append(predict("lean_s4", (32, 32, 32), mirror=("x",)))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(made[0].labels, made[1].labels)
+    np.testing.assert_allclose(made[0].refined_uncertainty, made[1].refined_uncertainty, atol=1e-3)
+
+
 @pytest.mark.parametrize("size", [SIZE, (60, 66, 80)])
 @pytest.mark.parametrize("arm", ["lean_s4", "pointrend_s2", "pointrend_s1"])
 def test_kept_and_recomputed_features_give_the_same_labels(

@@ -10,6 +10,7 @@ from pointrend import PointRend
 from pointrend import first_layer as by_voxel
 from pointrend._kernels.first_layer import find_corners
 from pointrend.coordinates import voxel_centres
+from pointrend.head import PointHead
 
 SIZES = {2: [(7, 5), (3, 2)], 3: [(6, 5, 7), (3, 2, 4)]}
 
@@ -48,7 +49,7 @@ def test_it_is_the_layer_of_windows_read_at_the_points(ndim, windows, count, low
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_voxel_centres_read_their_own_voxel_alone(ndim):
-    """NaN next to a voxel does not reach it, and a known grid gives the same."""
+    """NaN next to a voxel does not reach it where the grid is known."""
     head, features, image = a_head(ndim, {"fine": 1, "deep": 1, "image": 1})
     size = SIZES[ndim][0]
     index = torch.arange(image[0, 0].numel())[None].expand(2, -1)
@@ -70,10 +71,25 @@ def test_voxels_around_the_points_are_found_once_each():
     assert corners.rows.ravel().tolist() == list(range(8))
 
 
-@pytest.mark.parametrize("count", [3, 30])
-def test_few_or_scattered_points_read_their_own_windows(count):
-    points = np.random.default_rng(0).random((count, 3), dtype=np.float32)
-    assert find_corners(points, np.array([50, 40, 60])) is None
+@pytest.mark.parametrize(("count", "share"), [(30, 1.0), (7, 1e-4)], ids=["scattered", "fewer than the voxels around"])
+def test_points_that_share_no_voxels_read_their_own_windows(count, share):
+    points = 0.501 + share * (np.random.default_rng(0).random((count, 3), dtype=np.float32) - 0.5) * 0.99
+    assert find_corners(points.astype(np.float32), np.array([50, 40, 60])) is None
+    assert find_corners(np.full((9, 3), 0.501, np.float32), np.array([50, 40, 60])) is not None
+
+
+def test_a_head_that_changes_its_inputs_is_asked_itself():
+    """A subclass may do something before the first layer, which must not be passed over."""
+
+    class Doubling(PointHead):
+        def forward(self, fine, coarse, points=None):
+            return super().forward(2 * fine, coarse, points)
+
+    head, features, image = a_head(3, {"fine": 3, "image": 3})
+    head.head = Doubling(classes=3, features=head.inputs.width(3), width=16)
+    torch.nn.init.normal_(head.head.logits.weight)
+    wanted, found = both_ways(head, torch.rand(2, 5000, 3), torch.randn(2, 3, 5000), features, image)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_many_points_between_few_voxels_read_no_window_of_their_own(monkeypatch):

@@ -9,7 +9,7 @@ import re
 import resource
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,7 +22,6 @@ from vnet.core.distributed import available_cores
 from vnet.core.errors import InputError
 
 Task = TypeVar("Task")
-Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
@@ -73,31 +72,34 @@ def set_threads(threads: int) -> None:
     import numba
 
     count = threads or available_cores()
-    share_freed_memory()
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
-def on_one_thread_each(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """Yield work(task) for every task in order: as many at a time as torch has threads, with one thread each.
+def each_on_one_thread(work: Callable[[Task], None], tasks: Iterable[Task]) -> None:
+    """Call work(task) for every task: as many at a time as torch has threads, each with one thread of its own.
 
-    For many small tasks: two threads within each small operation wait for each other more than they work. The results
-    do not depend on the number of threads.
+    For many small tasks: two threads within each small operation wait for each other more than they work. Where torch
+    has one thread, the caller's thread does all.
 
     Args:
-        tasks: taken as threads become free; few results wait to be taken.
+        tasks: taken as threads become free.
     """
     threads = torch.get_num_threads()
-    waiting: deque[Future[Result]] = deque()
+    if threads == 1:
+        for task in tasks:
+            work(task)
+        return
+    waiting: deque[Future[None]] = deque()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 for task in tasks:
                     waiting.append(pool.submit(work, task))
                     if len(waiting) > threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
+                        waiting.popleft().result()
+                for future in waiting:
+                    future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
                 raise
@@ -163,7 +165,7 @@ def keep_freed_memory() -> None:
 def share_freed_memory() -> None:
     """Make glibc keep one heap for all threads to come: what one thread frees serves the others.
 
-    Refinement has two tiles in work: with a heap for each thread it takes 40 to 60 MiB more.
+    Prediction calls it: refinement has two tiles in work, and takes 35 to 60 MiB more with a heap for each thread.
     """
     if library := _glibc():
         library.mallopt(M_ARENA_MAX, 1)

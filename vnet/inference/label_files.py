@@ -16,7 +16,7 @@ from vnet.core.distributed import gather, launch_fabric, rank_info, shard, unsha
 from vnet.core.environment import installed_version
 from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.files import file_lock, read_table, whole_file, write_bytes, write_table, write_text
-from vnet.core.hardware import set_threads
+from vnet.core.hardware import set_threads, share_freed_memory
 from vnet.core.progress import ProgressBar
 from vnet.data.case_files import Inputs, list_inputs
 from vnet.data.colours import itksnap_labels, slicer_colour_table, structure_colours
@@ -79,6 +79,7 @@ def predict_files(
         device = str(launch_fabric(device=device or "auto").device)
     predictor = Predictor(runs, checkpoint=checkpoint, overrides=overrides, device=device)
     set_threads(predictor.config.threads)
+    share_freed_memory()
     inputs = list_inputs(source, predictor.in_channels)
     print_findings(inputs.findings, notes=True)
     targets = {name: {kind: output / f"{name}{SAVED[kind]}" for kind in save} for name in inputs.cases}

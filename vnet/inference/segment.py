@@ -18,7 +18,7 @@ from pointrend.reading import best_class, sample_at, uncertainty
 from pointrend.render import render_labels
 from pointrend.uncertain import uncertain_voxels
 from vnet.core.config import Axes
-from vnet.core.hardware import on_one_thread_each
+from vnet.core.hardware import each_on_one_thread
 from vnet.inference.prediction import Prediction
 from vnet.inference.tiled_network import POINTS_AT_ONCE, TiledNetwork, mean_logits, saved_bytes
 from vnet.inference.tiling import TileGrid, lay_tiles, mirror_sets
@@ -65,8 +65,11 @@ def refine_labels(
             logits[:, places] = total
 
     tasks = points_by_tile(grid, labels.shape, index, extent)
-    for _ in on_one_thread_each(refine_tile, tasks) if own[0].device.type == "cpu" else map(refine_tile, tasks):
-        pass
+    if own[0].device.type == "cpu":
+        each_on_one_thread(refine_tile, tasks)
+    else:
+        for task in tasks:
+            refine_tile(task)
     return refined_uncertainty
 
 
@@ -100,8 +103,9 @@ def points_by_tile(
             yield layer * rows * columns + tile, places + first
 
 
-# Features of tiles are kept for the refinement as far as the logits of a dense network would take more memory than the
-# coarse ones, and at least this many bytes; other tiles go through the network twice.
+# Features of tiles are kept for the refinement in half of the memory that the logits of a dense network would take
+# beyond the coarse ones (the other half is for the tiles in work), or in this many bytes; other tiles go through the
+# network twice.
 KEPT_BYTES = 2**26
 
 

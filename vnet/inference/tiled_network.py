@@ -150,7 +150,7 @@ def saved_bytes(classes: int, canvas: Axes, stride: Axes) -> int:
     return 4 * (classes + 1) * (voxels - voxels // math.prod(stride))
 
 
-POINTS_AT_ONCE = 16384
+POINTS_AT_ONCE = 16384  # of a tile; what is read at them is in memory at once
 FIRST_STAGE = "encoder1"
 Features = dict[str, Tensor]
 

@@ -37,11 +37,6 @@ class ConvolvingHead(PointHead):
         nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
         nn.init.zeros_(self.convolution.bias)
 
-    @property
-    def linear(self) -> bool:
-        """False: the convolution and its ReLU come before the first layer."""
-        return False
-
     def forward(self, fine: Tensor, coarse: Tensor, points: Tensor | None = None) -> Tensor:
         """As of `PointHead`, with the window of the image in `fine` not yet convolved."""
         features, image = fine[:, : -self.window_values], fine[:, -self.window_values :]

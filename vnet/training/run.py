@@ -25,7 +25,7 @@ from vnet.core.distributed import (
 from vnet.core.environment import environment
 from vnet.core.errors import InputError, raise_case_faults
 from vnet.core.files import RunLock, refuse_links, remove_parts, write_bytes, write_table, write_text
-from vnet.core.hardware import keep_freed_memory, set_threads
+from vnet.core.hardware import keep_freed_memory, set_threads, share_freed_memory
 from vnet.core.progress import ProgressBar
 from vnet.core.runs import Run, open_run, results_folder
 from vnet.data.checks import CheckResult, seen_cases
@@ -69,6 +69,7 @@ def evaluate_run(
         )
     fabric = launch_fabric(device=device)
     set_threads(config.threads)
+    share_freed_memory()
     trained = load_model(run, config, checkpoint)
     elsewhere = config.data.root != own_config.data.root
     dataset, checked = on_rank_zero(lambda: open_checked_dataset(config, leave_out=elsewhere))
