@@ -345,3 +345,15 @@ def test_the_experiment_s_comparison_takes_each_run_from_where_it_is_done(tmp_pa
 def test_a_name_goes_left_where_another_stands_at_its_right() -> None:
     places = [(1.0, 0.87), (1.2, 0.87), (3.0, 0.87), (1.1, 0.84)]
     assert [charts.has_name_right(place, places) for place in places] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("arms", [3, 18])
+@pytest.mark.filterwarnings("error")  # a chart without room for its axes warns
+def test_a_chart_grows_with_its_legend(arms):
+    counts = {"1": {"fixed": 3, "broken": 1, "unchanged": 6, "wrong_before": 4}}
+    heights = []
+    for number in (2, arms):
+        figure = charts.calibration({f"an_arm_with_a_long_name_{i}": counts for i in range(number)})
+        charts.svg_text(figure, "c", "title", "what is seen")
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.8 * heights[0]

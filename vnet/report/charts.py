@@ -62,6 +62,8 @@ BLUE, ORANGE, GREEN, GREY = "#3d8fc4", "#d9740b", "#1a9c76", "#8a8f98"
 COLOURS = (BLUE, ORANGE, GREEN, GREY)
 WIDTH_IN = 5.0  # 360 points: a point is .97 px where the chart has 350 px
 TEXT_PT = 9.5
+ROW_IN = 0.2  # of a legend
+ROWS_WITHIN = 4  # of a legend that the charts have room for
 
 
 def forest(differences: Sequence[Difference], margin: float | None) -> Figure:
@@ -257,11 +259,17 @@ def _expected_wrong(name: str, bins: Sequence[str]) -> float:
 
 
 def _legend_above(axes: Axes, columns: int) -> None:
+    """A legend above the axes. The chart grows with its rows, so that the axes keep their height."""
+    names = len(axes.get_legend_handles_labels()[0])
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    rows = -(-names // min(columns, names))
+    figure.set_figheight(figure.get_figheight() + ROW_IN * max(rows - ROWS_WITHIN, 0))
     axes.legend(
         frameon=False,
         fontsize=TEXT_PT,
         labelcolor=INK,
-        ncols=min(columns, len(axes.get_legend_handles_labels()[0])),
+        ncols=min(columns, names),
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
         handlelength=1.4,
