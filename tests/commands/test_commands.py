@@ -258,9 +258,10 @@ def test_importing_vnet_without_the_extra_raises_with_that_line() -> None:
     assert done.stderr.splitlines()[-1].startswith(f"ImportError: {MESSAGE}")
 
 
-def test_compiling_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compiling_is_announced_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def loop() -> None: ...
 
+    monkeypatch.setattr(progress, "_announced", [])  # an earlier test may have compiled
     progress.announce_compiling()
     progress.announce_compiling()
     for module in ("monai.loops", "pointrend._kernels.rendering", "pointrend._kernels.reading"):

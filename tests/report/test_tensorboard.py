@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.util.tensor_util import make_ndarray
 
 from vnet.core.errors import InputError
@@ -52,7 +55,10 @@ def test_scalars_come_back_with_tag_step_and_value(tmp_path):
     assert set(events.Tags()["scalars"]) == {"6 loss/total", "1 dice/CA1/refined"}
 
 
-def test_after_a_resume_no_step_shows_twice(tmp_path):
+@pytest.mark.parametrize("last", [8, 9, 98])  # TensorBoard ends a file's name with a count of the process: 10 < 9
+def test_after_a_resume_no_step_shows_twice(tmp_path, monkeypatch, last):
+    count = itertools.count(last)
+    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=lambda: next(count)))
     with Board(tmp_path) as board:
         for step in (1, 2, 3, 4, 5):
             board.scalars(step, {"loss/total": step})

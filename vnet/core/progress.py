@@ -32,22 +32,21 @@ def announce_compiling() -> None:
     from numba.core import event
 
     class Announcer(event.Listener):
-        said = False
-
         def on_start(self, started: Any) -> None:
             compiled = started.data["dispatcher"].py_func.__module__
-            if not self.said and compiled.startswith("pointrend."):
-                self.said = True
+            if not _announced and compiled.startswith("pointrend."):
+                _announced.append(True)
                 print("compiling loops, once after each installation: about half a minute in all", flush=True)
 
         def on_end(self, ended: Any) -> None:
             pass
 
-    if not _announced:
-        _announced.append(True)
-        event.register("numba:compile", Announcer())
+    if not _listeners:
+        _listeners.append(Announcer())
+        event.register("numba:compile", _listeners[0])
 
 
+_listeners: list[Any] = []
 _announced: list[bool] = []
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,8 @@ class Board:
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         self.start_step = start_step
+        while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)  # TensorBoard reads files by name: by second, then by a number without leading zeros
         self.writer = SummaryWriter(str(folder), purge_step=start_step or None, flush_secs=30)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
