@@ -273,6 +273,12 @@ CONFIG = [
         config("study: {comparisons: [dense - nobody]}"),
     ),
     Refusal(
+        "a key that tells a study's arms apart, given to all",
+        "vnet experiment --config tiny.yaml --points.num_points 9",
+        "command line: points.num_points would be given to every arm, but dense would be another network with it; "
+        "write it into the config file, which the arms' own keys follow",
+    ),
+    Refusal(
         "an equivalence margin below 0",
         "vnet experiment --study.equivalence_margin -1",
         "command line: study.equivalence_margin must be 0 or more, got -1.0",

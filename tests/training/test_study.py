@@ -56,6 +56,15 @@ def test_a_bad_arm_is_named_before_the_first_run(tiny: list[str], tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_key_that_tells_arms_apart_is_not_given_to_all_of_them(tiny: list[str], tmp_path: Path) -> None:
+    for word, arms in (("points.num_points", "dense"), ("network.output_stride", "dense, pointrend_s2")):
+        with pytest.raises(InputError, match=f"{word} would be given to every arm, but {arms} would be"):
+            run_study([*tiny, f"--{word}", "2"])
+    assert not (tmp_path / "runs").exists()
+    given = [config for config, _ in study_configs([*tiny, "--points.refine_fraction", "0.5"])]
+    assert {config.points.refine_fraction for config in given} == {0.5}  # no arm sets it
+
+
 def test_a_study_without_data_ends_before_its_first_run(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for root, message in (
         ("", "data.root: no data set named"),

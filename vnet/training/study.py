@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
-from vnet.core.config import Config, load_config
+from vnet.core.config import Config, load_config, refuse_keys_of_arms
 from vnet.core.distributed import rank_info
 from vnet.core.environment import checkout
 from vnet.core.errors import InputError
@@ -31,9 +31,10 @@ def study_configs(argv: Sequence[str], **kwargs: Any) -> Iterator[tuple[Config, 
     A study that is stopped early so holds whole seeds: every arm on every fold.
 
     Raises:
-        InputError: a bad key in any arm, before the first run.
+        InputError: a bad key in any arm, or one that would change what the arms are, before the first run.
     """
     study = load_config(argv, **kwargs).study
+    refuse_keys_of_arms(argv, study.arms)
     for seed, fold, arm in itertools.product(study.seeds, study.folds, study.arms):
         words = [*argv, "--arm", arm, "--data.fold", str(fold), "--seed", str(seed)]
         yield load_config(words, check_arms=False), words

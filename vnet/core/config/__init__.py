@@ -19,7 +19,7 @@ from vnet.core.config.keys import (
     require,
     unflatten,
 )
-from vnet.core.config.loading import load_config, load_resolved
+from vnet.core.config.loading import load_config, load_resolved, refuse_keys_of_arms
 from vnet.core.config.schema import (
     Config,
     DataConfig,
@@ -53,6 +53,7 @@ __all__ = [
     "load_resolved",
     "merge",
     "per_axis",
+    "refuse_keys_of_arms",
     "require",
     "unflatten",
 ]

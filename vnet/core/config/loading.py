@@ -201,6 +201,26 @@ def load_config(argv: Sequence[str], *, check_arms: bool = True, apply_arm: bool
     return build_config(parser, nested, where, argv)
 
 
+def refuse_keys_of_arms(argv: Sequence[str], arms: Mapping[str, Any]) -> None:
+    """Refuse keys on a study's command line that tell its arms apart: given to all, `dense` would get a head.
+
+    Args:
+        argv: of the study, whose keys win over those of every arm.
+        arms: of the study: name to overrides.
+
+    Raises:
+        InputError: a key of the network or of the points that an arm sets.
+    """
+    for key in dict(option_values(argv)):
+        if key.startswith(("network.", "points.")):
+            named = [arm for arm in arms if key in flatten(arm_overrides(arm, arms, "command line"))]
+            if named:
+                raise InputError(
+                    f"command line: {key} would be given to every arm, but {', '.join(named)} would be another network "
+                    "with it; write it into the config file, which the arms' own keys follow"
+                )
+
+
 def load_resolved(nested: Mapping[str, Any], argv: Sequence[str] = (), *, where: str = "config.yaml") -> Config:
     """The config of a run, read back from its resolved keys, whose arm is applied already.
 
