@@ -226,8 +226,7 @@ def test_the_notebook_names_no_machine() -> None:
 SHORT = {
     "--training.steps": "3",
     "--network.width": "2",
-    "--points.num_points": "64",
-    "--study.arms": "{dense: {}, planned: {}}",
+    "--study.arms": "{dense: {}, planned: {points: {num_points: 64}}}",
     "--threads": "1",
 }
 
