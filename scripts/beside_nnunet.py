@@ -77,9 +77,9 @@ def main(argv: Sequence[str]) -> int:
     write_raw_data(prepared.dataset, data)
     run = Commands(chosen.work, chosen.threads)
     preprocessed = chosen.work / "preprocessed" / data.name
-    if not (preprocessed / "nnUNetPlans_3d_fullres" / "done").exists():
+    if not (preprocessed / "done").exists():
         run(PLAN, "-d", str(NUMBER), "-c", "3d_fullres", "-np", str(chosen.threads), "-npfp", str(chosen.threads))
-        (preprocessed / "nnUNetPlans_3d_fullres" / "done").touch()
+        (preprocessed / "done").touch()
     write_splits(all_folds(prepared.dataset, prepared.groups), preprocessed / "splits_final.json")
     folder = chosen.work / "results" / data.name / f"{chosen.trainer}__nnUNetPlans__3d_fullres"
     folder /= f"fold_{config.data.fold}"
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         words = [str(NUMBER), "3d_fullres", str(config.data.fold), "-tr", chosen.trainer, "-device", "cpu", *begun]
         run(TRAIN, *words)
     collect(folder, prepared.fold, chosen.output)
-    print(f"labels of {len(prepared.fold.val)} cases: {chosen.output}", flush=True)
+    print(f"{chosen.output}: labels of the fold's validation cases, {len(prepared.fold.val)} files", flush=True)
     return 0
 
 

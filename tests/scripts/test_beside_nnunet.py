@@ -1,9 +1,12 @@
-"""nnU-Net beside a study: what it is given, and what is read from its log. Its training is not run here."""
+"""nnU-Net beside a study: what it is given, and what is read from its log; a training of four steps."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,18 @@ from scripts.beside_nnunet import collect, read_log, write_raw_data, write_split
 from vnet.core.errors import InputError
 from vnet.data.dataset import open_dataset
 from vnet.data.folds import Fold
-from vnet.data.phantoms import write_phantoms
+from vnet.data.phantoms import PhantomKind, write_phantoms
+from vnet.data.volumes import read_image, read_label
 
+ROOT = Path(__file__).parents[2]
+TWO_SHORT_EPOCHS = """
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+class TwoShortEpochs(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 2, 1
+"""
 LOG = """
 #######################################################################
 2026-11-27 10:00:00.000001: do_dummy_2d_data_aug: False
@@ -89,3 +102,27 @@ def test_nnunets_trainers_have_the_steps_that_are_counted() -> None:
     trainers = pytest.importorskip("nnunetv2.training.nnUNetTrainer", reason="needs the nnunet extra")
     text = (Path(trainers.__path__[0]) / "nnUNetTrainer.py").read_text()
     assert re.search(r"self\.num_iterations_per_epoch = 250\b", text)
+
+
+@pytest.mark.nnunet
+@pytest.mark.detection  # nnU-Net's search for trainers imports torchvision
+@pytest.mark.slow
+def test_a_fold_is_trained_once_and_its_labels_lie_on_the_images_grids(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "data", 6, seed=1, kind=PhantomKind(size=(24, 28, 32)))
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "short.py").write_text(TWO_SHORT_EPOCHS)
+    script = [sys.executable, str(ROOT / "scripts" / "beside_nnunet.py"), "--config", "quickstart"]
+    words = "--data.root data --data.fold 1 --trainer TwoShortEpochs --work work".split()
+    env = os.environ | {"nnUNet_extTrainer": str(tmp_path / "trainers")}
+    said = []
+    for output in ("labels", "again"):
+        command = [*script, *words, "--output", output]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append(done.stdout)
+    assert "Epoch 1" in said[0]
+    assert "Epoch" not in said[1]  # nothing is done twice
+    assert said[1].endswith("again: labels of the fold's validation cases, 1 files\n")
+    assert json.loads((tmp_path / "labels" / "run.json").read_text())["steps"] == 500
+    (label,) = (tmp_path / "labels").glob("*.nii.gz")
+    read_label(label, like=read_image([tmp_path / "data" / "imagesTr" / label.name]))
