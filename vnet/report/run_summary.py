@@ -59,6 +59,11 @@ def plain_words(difference: Difference | None) -> str:
     count = f"{summary.cases} case{'s' * (summary.cases != 1)}"
     if mean == other:
         seen = f"{first} and {second} scored the same on {count} (mean Dice {mean})"
+    elif _whatever_trainings(verdict) == "equivalent":
+        seen = (
+            f"{first} and {second} scored alike on {count} (mean Dice {mean} and {other}; higher in {better}, lower in "
+            f"{worse})"
+        )
     else:
         side = "higher" if difference.means[0] > difference.means[1] else "lower"
         seen = (
@@ -70,15 +75,21 @@ def plain_words(difference: Difference | None) -> str:
 
 def _how_far(verdict: str) -> str:
     """What may be expected of other cases and of networks trained again."""
-    said = verdict.removesuffix(THESE).removesuffix(THIS)
+    said = _whatever_trainings(verdict)
     if said not in ("better", "worse", "equivalent", "better, but equivalent", "worse, but equivalent"):
         if verdict == NO_DIFFERENCE:
             return "the cases differ too much to expect the same on others"
         return "these are too few cases to tell how other cases would come out"
-    size = ", and the difference is too small to matter by this study's margin" if "equivalent" in said else ""
+    same = "no difference that matters by this study's margin" if said == "equivalent" else "the same"
+    size = ", and the difference is too small to matter by this study's margin" if "but equivalent" in said else ""
     if verdict == said:
-        return f"expect the same on other cases, also of networks that are trained again{size}"
-    return f"expect the same of these trained networks on other cases; trained again they may come out otherwise{size}"
+        return f"expect {same} on other cases, also of networks that are trained again{size}"
+    return f"expect {same} of these trained networks on other cases; trained again they may come out otherwise{size}"
+
+
+def _whatever_trainings(verdict: str) -> str:
+    """The verdict without the words that limit it to these trainings."""
+    return verdict.removesuffix(THESE).removesuffix(THIS)
 
 
 def commands(run: Path) -> list[str]:
