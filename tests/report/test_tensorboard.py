@@ -405,8 +405,8 @@ def test_every_verdict_in_plain_words(verdict: str, end: str) -> None:
 
 def test_equivalent_arms_scored_alike_in_plain_words() -> None:
     seen = (
-        "In plain words: pointrend_s4 and dense scored alike on 5 cases (mean Dice 0.8000 and 0.7000; higher in 4, lower "
-        "in 1); expect no difference that matters by this study's margin "
+        "In plain words: pointrend_s4 and dense scored alike on 5 cases (mean Dice 0.8000 and 0.7000; higher in 4, "
+        "lower in 1); expect no difference that matters by this study's margin "
     )
     assert plain_words(difference(0.8, 0.7, "equivalent")) == (
         f"{seen}on other cases, also of networks that are trained again."
