@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from vnet.evaluation.statistics import Paired, SeedSpread, holm, summarise, verdict
+from vnet.evaluation.statistics import Paired, SeedSpread, holm, noninferiority, summarise, verdict
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -115,18 +115,22 @@ def read(study: str, name: str) -> pd.DataFrame:
 
 
 class StudyFigures:
-    """A study's figures on some folds."""
+    """A study's figures on some folds, and on some seeds where a study is not complete."""
 
-    def __init__(self, study: str, folds: tuple[int, ...]) -> None:
+    def __init__(self, study: str, folds: tuple[int, ...], seeds: tuple[int, ...] = ()) -> None:
         self.study = study
-        cases = read(study, "cases")
-        cases = cases[cases["fold"].isin(folds)]
-        self.folds = folds
+        self.folds, self.seeds = folds, seeds
+        cases = self.here(read(study, "cases"))
         refined = cases["refined"].astype(str).str.lower() == "true"
         self.heads = set(cases.loc[refined, "arm"])
         side = cases["arm"].where(refined | ~cases["arm"].isin(self.heads), cases["arm"] + UNREFINED)
         self.cases = cases.assign(side=side)
         self.structures = set(cases["structure"])
+
+    def here(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows of these folds and seeds."""
+        rows = rows[rows["fold"].isin(self.folds)]
+        return rows[rows["seed"].isin(self.seeds)] if self.seeds else rows
 
     def mean(self, side: str, metric: str, structure: str | None = None, *, seed: int | None = None) -> float:
         """Mean over cases of the mean over structures and trainings; or of one structure, of one seed."""
@@ -191,15 +195,15 @@ class StudyFigures:
 
     def voxels(self, arm: str, kind: str, low_mm: float, high_mm: float) -> int:
         """Voxels that refinement fixed or broke, whose distance to the surface lies above low_mm and up to high_mm."""
-        rows = read(self.study, "refinement")
-        rows = rows[(rows["arm"] == arm) & rows["fold"].isin(self.folds) & (rows["structure"] == "all structures")]
+        rows = self.here(read(self.study, "refinement"))
+        rows = rows[(rows["arm"] == arm) & (rows["structure"] == "all structures")]
         upto = rows["distance_upto_mm"]
         return int(rows[(upto > low_mm) & (upto <= high_mm)][kind].sum())
 
     def cost(self, arm: str, name: str) -> float:
         """Mean of a number of runs.csv over the runs of an arm on these folds."""
-        runs = read(self.study, "runs")
-        values = runs[(runs["arm"] == arm) & runs["fold"].isin(self.folds)][name]
+        runs = self.here(read(self.study, "runs"))
+        values = runs[runs["arm"] == arm][name]
         assert len(values), f"{self.study} holds no run of {arm}"
         return float(values.mean())
 
@@ -219,6 +223,7 @@ SCORES = {
     "ASSD mm": "assd_mm",
     "Dice within 2 mm": "band_dice",
 }
+SAME_STEP = {"study_converged": "study_hippocampus"}  # studies of one network, patch and batch
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "multiply-adds": ("multiply_adds", lambda value: f"{value / 1e9:.2f} G"),
     "s per step": ("seconds_per_step", lambda value: f"{value:.3f}"),
@@ -243,8 +248,8 @@ def interval(low: float, high: float) -> str:
 
 
 @cache
-def figures(study: str, *folds: int) -> StudyFigures:
-    return StudyFigures(study, folds)
+def figures(study: str, *folds: int, seeds: tuple[int, ...] = ()) -> StudyFigures:
+    return StudyFigures(study, folds, seeds)
 
 
 def digits_of(cell: str) -> int:
@@ -258,7 +263,8 @@ def score_cell(found: StudyFigures, arm: str, column: str, cell: str) -> str:
     if column == "training step, `dense` = 1":
         rows = pd.concat([benchmark("step"), benchmark("step_bodies", "step")])
         steps = rows.set_index(["size", "config", "arm"])["of_dense"]
-        return f"{float(steps['48x64x48', found.study, arm]):.3f}"
+        config = SAME_STEP.get(found.study, found.study)
+        return f"{float(steps['48x64x48', config, arm]):.3f}"
     if column == "s of its steps, alone":
         seconds = benchmark("step").set_index(["size", "config", "arm"])["seconds"]
         alone = float(seconds["48x64x48", "study_hippocampus", arm.removesuffix("_equal_time")])
@@ -284,12 +290,17 @@ def comparison_cell(found: StudyFigures, comparison: str, column: str, cell: str
         return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
     if column == "verdict":
         return verdict(summary, found.p_holm(named)[comparison])
+    if margin := re.fullmatch(r"verdict within ([\d.]+)", column):
+        return verdict(summary, found.p_holm(named)[comparison], float(margin[1]))
+    if margin := re.fullmatch(r"non-inferior by ([\d.]+)", column):
+        return noninferiority(summary, float(margin[1])).replace("non-inferior", "yes")
     if column == "seed spread":
         spread = found.spread(comparison)
         return f"{dice(spread.sd)} ({dice(spread.low)} to {dice(spread.high)})"
     return {
         "difference in Dice": change(summary.mean),
         "interval over cases": interval(summary.low, summary.high),
+        "interval over subjects": interval(summary.low, summary.high),
         "interval over trainings": interval(*found.over_trainings(comparison)),
         "better / worse": f"{100 * summary.better:.0f} % / {100 * summary.worse:.0f} %",
     }.get(column, cell)
@@ -349,15 +360,20 @@ def expected_row(table: MarkdownTable, row: tuple[str, ...]) -> list[str]:
         kind = table.comment.split()[-1]
         found_cells = volume_cells(row) if kind == "volumes" else refinement_cells(kind, table.header[1:], row)
         return [row[0], *found_cells]
-    said = re.fullmatch(r"figures: (\w+) folds ([\d ]+)(?: refinement (\w+)| by (.*)|( null))?", table.comment.strip())
+    said = re.fullmatch(
+        r"figures: (?P<study>\w+) folds (?P<folds>[\d ]+?)(?: seeds (?P<seeds>[\d ]+?))?"
+        r"(?: refinement (?P<arm>\w+)| by (?P<properties>.*)|(?P<null> null))?",
+        table.comment.strip(),
+    )
     assert said, f"not understood: {table.comment}"
-    found = figures(said[1], *(int(fold) for fold in said[2].split()))
-    if said[3]:
-        return [row[0], *voxel_cells(found, said[3], row[0])]
+    folds, seeds = (tuple(map(int, (said[part] or "").split())) for part in ("folds", "seeds"))
+    found = figures(said["study"], *folds, seeds=seeds)
+    if said["arm"]:
+        return [row[0], *voxel_cells(found, said["arm"], row[0])]
     name = re.findall(r"`([^`]+)`", row[0])[0]
-    if said[5]:
+    if said["null"]:
         return [row[0], *null_cells(found, name, table.header[1:])]
-    if said[4]:
+    if said["properties"]:
         return [row[0], *property_cells(found, name, table.header[1:], row[1:])]
     columns = list(zip(table.header, row, strict=True))[1:]
     if " - " in name:

@@ -37,6 +37,8 @@ SEEDS = figures("study_seeds", 1)
 EQUAL_TIME = figures("study_equal_time", 0)
 ABLATIONS = figures("ablations", 0)
 PHANTOMS = figures("study_phantoms", 0, 1, 2)
+CONVERGED = figures("study_converged", 1, 2, 3, seeds=(0,))  # the seeds that are complete
+LEAN_DENSE = "lean_s4 - dense"
 S2_COARSE, S4_COARSE = "pointrend_s2 - coarse_s2", "pointrend_s4 - coarse_s4"
 S1_DENSE, S2_DENSE, S4_DENSE = "pointrend_s1 - dense", "pointrend_s2 - dense", "pointrend_s4 - dense"
 
@@ -55,6 +57,12 @@ def cases(comparison: str) -> str:
 def trainings(comparison: str) -> str:
     """The study's interval over trainings."""
     return interval(*MAIN.over_trainings(comparison))
+
+
+def converged(comparison: str) -> str:
+    """A difference of the converged study, with its interval over subjects."""
+    summary = CONVERGED.summary(comparison)
+    return f"{change(summary.mean)} (95 % interval {interval(summary.low, summary.high)}"
 
 
 def readme() -> list[str]:
@@ -78,6 +86,7 @@ def results() -> list[str]:
     by_arm = {arm: [dice(SEEDS.mean(arm, "dice", seed=seed)) for seed in (0, 1, 2)] for arm in TIMED[:3]}
     by_seed = [f"`{arm}` {'has ' if arm == 'dense' else ''}{a}, {b} and {c}" for arm, (a, b, c) in by_arm.items()]
     return [
+        f"After 2000 steps `{LEAN_DENSE}` is {converged(LEAN_DENSE)}), inside of a margin",
         f"`pointrend_s4` has {mean(S4_COARSE)} Dice over `coarse_s4`, and `pointrend_s2` {mean(S2_COARSE)} over",
         f"is written without the leading zero: {dice(MAIN.mean('dense', 'dice'))}.",
         f"so it is no evidence: {mean(S4_DENSE)} (over cases {cases(S4_DENSE)}, over trainings {trainings(S4_DENSE)})",
