@@ -28,7 +28,7 @@ from tests.docs.pages import (
     prose,
     tables,
 )
-from vnet.evaluation.statistics import verdict
+from vnet.evaluation.statistics import noninferiority
 
 MAIN = figures("study_hippocampus", 1, 2, 3)
 CHOICE = figures("study_hippocampus", 0)
@@ -66,12 +66,11 @@ def converged(comparison: str) -> str:
 
 
 def readme() -> list[str]:
-    judged = verdict(MAIN.summary(S2_DENSE), MAIN.p_holm([S2_COARSE, S4_COARSE, S2_DENSE, S1_DENSE])[S2_DENSE])
+    lean, head = (interval(*CONVERGED.over_trainings(comparison)) for comparison in (LEAN_DENSE, S4_COARSE))
     return [
-        f"`{S4_COARSE}` is {mean(S4_COARSE)} (95 % interval over cases {cases(S4_COARSE)}, over the three trainings "
-        f"{trainings(S4_COARSE)}), `{S2_COARSE}` {mean(S2_COARSE)} ({cases(S2_COARSE)}, {trainings(S2_COARSE)})",
-        f"`{S2_DENSE}` is {mean(S2_DENSE)} (over cases {cases(S2_DENSE)}, over trainings {trainings(S2_DENSE)}): "
-        f"{judged}, no more.",
+        f"`{LEAN_DENSE}` is {converged(LEAN_DENSE)} over subjects, {lean} over the three trainings): "
+        f"{noninferiority(CONVERGED.summary(LEAN_DENSE), 0.005)} by 0.005, a margin",
+        f"`{S4_COARSE}` is {converged(S4_COARSE)}, over trainings {head}).",
     ]
 
 
