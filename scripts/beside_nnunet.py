@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 NUMBER = 1  # of the data set, for nnU-Net
 PLAN = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as run"
 TRAIN = "from nnunetv2.run.run_training import run_training_entry as run"
-STEPS_AN_EPOCH = 250
+STEPS_AN_EPOCH = 250  # of nnU-Net's own trainers
 STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?):\s*(.*)$")
 
 
@@ -109,9 +109,8 @@ class Commands:
 
 def write_raw_data(dataset: Dataset, folder: Path) -> None:
     """The labelled cases in nnU-Net's layout, as links to the files of `dataset`."""
-    endings = {"".join(path.suffixes[-2:]) for case in dataset.labelled for path in case.files}
-    if endings != {".nii.gz"}:
-        raise InputError(f"{dataset.root}: needs files of ending .nii.gz alone, found {', '.join(sorted(endings))}")
+    if others := [path for case in dataset.labelled for path in case.files if not path.name.endswith(".nii.gz")]:
+        raise InputError(f"{others[0]}: nnU-Net wants one ending for all files, .nii.gz; compress it")
     for case in dataset.labelled:
         assert case.label is not None  # what labelled means
         names = {f"imagesTr/{case.name}_{k:04d}.nii.gz": image for k, image in enumerate(case.images)}

@@ -9,6 +9,7 @@ results/benchmarks.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -199,6 +200,27 @@ class StudyFigures:
         rows = rows[(rows["arm"] == arm) & (rows["structure"] == "all structures")]
         upto = rows["distance_upto_mm"]
         return int(rows[(upto > low_mm) & (upto <= high_mm)][kind].sum())
+
+    def volume_bias(self, side: str, structure: str) -> float:
+        """Mean predicted minus mean true volume of a structure, as a share of the true one."""
+        rows = self.cases[(self.cases["side"] == side) & (self.cases["structure"] == structure)]
+        return float(rows["predicted_ml"].mean() / rows["truth_ml"].mean() - 1)
+
+    def wrong(self, arm: str, low: float, high: float) -> tuple[float, float, float]:
+        """Of the refined voxels with an unrefined margin above low and up to high: their share of all, wrong before
+        and after."""
+        rows = self.here(read(self.study, "refinement"))
+        rows = rows[(rows["arm"] == arm) & (rows["structure"] == "all structures")]
+        found = rows[(rows["margin_upto"].fillna(math.inf) > low) & (rows["margin_upto"].fillna(math.inf) <= high)]
+        asked, asked_here = (part[["fixed", "broken", "unchanged"]].sum().sum() for part in (rows, found))
+        before, after = found["wrong_before"].sum(), (found["wrong_before"] - found["fixed"] + found["broken"]).sum()
+        return asked_here / asked, before / asked_here, after / asked_here
+
+    def rise(self, arm: str, before: int, end: int) -> float:
+        """Mean rise of the validation Dice between two steps."""
+        curves = self.here(read(self.study, "curves"))
+        by_step = curves[curves["arm"] == arm].groupby("step")["dice"].mean()
+        return float(by_step[end] - by_step[before])
 
     def cost(self, arm: str, name: str) -> float:
         """Mean of a number of runs.csv over the runs of an arm on these folds."""

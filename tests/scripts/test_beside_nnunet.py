@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -70,6 +71,17 @@ def test_raw_data_are_the_labelled_cases_in_nnunets_layout(tmp_path: Path) -> No
     text = json.loads((tmp_path / "raw" / "dataset.json").read_text())
     assert text["labels"]["background"] == 0
     assert text["numTraining"] == 3
+
+
+def test_a_file_of_another_ending_is_refused(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "data", 2, seed=0)
+    label = next((tmp_path / "data" / "labelsTr").iterdir())
+    plain = label.with_name(label.name.removesuffix(".gz"))
+    plain.write_bytes(gzip.decompress(label.read_bytes()))
+    text = tmp_path / "data" / "dataset.json"
+    text.write_text(text.read_text().replace(f"labelsTr/{label.name}", f"labelsTr/{plain.name}"))
+    with pytest.raises(InputError, match=f"{plain.name}: nnU-Net wants one ending for all files, .nii.gz; compress it"):
+        write_raw_data(open_dataset(tmp_path / "data"), tmp_path / "raw")
 
 
 def test_folds_keep_their_numbers(tmp_path: Path) -> None:
