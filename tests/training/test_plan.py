@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from vnet.core.config import Config, cumulative_strides, load_config, per_axis
 from vnet.data.checks import check_dataset
 from vnet.data.dataset import open_dataset
 from vnet.data.dataset_report import Survey, survey_dataset
+from vnet.data.facts import face_area_mm2
 from vnet.data.phantoms import PhantomKind, write_phantoms
 from vnet.model.segmenter import build_model, count_multiply_adds
 from vnet.training.cost import convolutions, estimate_step, head_layers, measure_step
@@ -27,8 +29,8 @@ MIB = 4096
 
 
 def survey(*cases: tuple[tuple[int, int, int], tuple[float, float, float]], **changes) -> Survey:
-    """(D, H, W) and spacing of some cases; 100 of them train, one channel, two structures of 30 ml."""
-    known = {"training": 100, "modalities": ("MRI",), "classes": 3, "volumes_mm3": {"near": 30e3, "far": 30e3}}
+    """(D, H, W) and spacing of some cases; 100 of them train, one channel, two structures, the study's surface."""
+    known = {"training": 100, "modalities": ("MRI",), "classes": 3, "surface_per_mm": 0.045}
     shapes, spacings = zip(*cases, strict=True)
     return Survey(root="DATA/some", name="Some", shapes=shapes, spacings_mm=spacings, **(known | changes))
 
@@ -38,12 +40,10 @@ KINDS = {
     "isotropic MR": survey(((160, 192, 160), (1, 1, 1))),
     "thick slices": survey(((20, 512, 512), (5, 0.7, 0.7))),
     "twenty slices": survey(((20, 256, 256), (4, 1, 1))),
-    "hippocampus": survey(((35, 50, 35), (1, 1, 1)), training=166, volumes_mm3={"front": 1500, "back": 1300}),
-    "large CT": survey(((300, 512, 512), (1, 0.8, 0.8)), modalities=("CT",), classes=2, volumes_mm3={"liver": 1.5e6}),
+    "hippocampus": survey(((35, 50, 35), (1, 1, 1)), training=166),
+    "large CT": survey(((300, 512, 512), (1, 0.8, 0.8)), modalities=("CT",), classes=2, surface_per_mm=0.001),
     "four channels": survey(((155, 240, 240), (1, 1, 1)), modalities=("T1", "T1c", "T2", "FLAIR"), classes=4),
-    "many classes": survey(
-        ((300, 250, 250), (1.5, 1.5, 1.5)), classes=118, volumes_mm3={f"organ {i}": 50e3 for i in range(117)}
-    ),
+    "many classes": survey(((300, 250, 250), (1.5, 1.5, 1.5)), classes=118, surface_per_mm=0.02),
     "ignore label": survey(((64, 64, 64), (1, 1, 1)), ignore=3),
     "mixed spacings": survey(
         ((40, 200, 200), (3, 0.8, 0.8)), ((120, 256, 256), (1, 1, 1)), ((20, 180, 180), (6, 1, 1))
@@ -165,14 +165,20 @@ def test_more_memory_sees_more_and_too_little_takes_the_smallest_patch() -> None
     assert voxels[0] == 8**3
 
 
-def test_small_surfaces_leave_fewer_voxels_to_refine() -> None:
-    """Closed form: balls of 8 voxels' radius have 12 % of a 32^3 volume within 4 voxels of stride 4."""
-    radius = 4 / 3 * math.pi * 8**3
-    many = make_plan(survey(((64, 64, 64), (1, 1, 1)), volumes_mm3={"a": radius}), memory_mib=MIB, cores=2)
-    share = 4 * math.pi * 8**2 * 4 / 64**3
-    assert many.config.points.refine_fraction == round(0.06 * 2 * share / 0.08, 3) == 0.018
-    assert planned("hippocampus").config.points.refine_fraction == 0.06
-    assert planned("large CT").config.points.refine_fraction == 0.01
+@pytest.mark.parametrize(
+    ("surface_per_mm", "share"),
+    # 4 mm of output voxel: the study has 0.18 in 4 * 0.045
+    [(0.0, 0.01), (0.01, 0.027), (0.0225, 0.06), (0.045, 0.06), (0.09, 0.12), (0.21, 0.25), (3.0, 0.25)],
+)
+def test_the_share_to_refine_follows_the_surface_of_the_labels(surface_per_mm: float, share: float) -> None:
+    plan = make_plan(survey(((64, 64, 64), (1, 1, 1)), surface_per_mm=surface_per_mm), memory_mib=MIB, cores=2)
+    assert plan.config.points.refine_fraction == share
+
+
+def test_a_thicker_output_voxel_refines_more() -> None:
+    """As much surface for a mm^3, but 8 mm of output voxel in place of 4."""
+    wide = make_plan(survey(((64, 64, 64), (2, 2, 2)), surface_per_mm=0.045), memory_mib=MIB, cores=2)
+    assert wide.config.points.refine_fraction == 0.12
 
 
 SIZE, MM = st.integers(1, 400), st.floats(0.2, 8)
@@ -240,8 +246,19 @@ def test_the_survey_counts_labelled_cases_alone(tmp_path: Path) -> None:
     assert found.shapes == ((16, 20, 24),) * 5
     assert found.spacings_mm[0] == pytest.approx((3, 1, 1))
     assert (found.training, len(found.modalities), found.classes, found.ignore) == (4, 2, 4, dataset.ignore)
-    liver = sorted(fact.labels[1] * 3.0 for fact in facts.values())
-    assert found.volumes_mm3["liver"] == pytest.approx(liver[2])
+    shares = sorted(fact.surface_mm2 / (16 * 20 * 24 * 3) for fact in facts.values())
+    assert found.surface_per_mm == pytest.approx(shares[2])
+    assert shares[0] > 0
+
+
+def test_the_surface_of_a_box_is_that_of_its_faces() -> None:
+    labels = np.zeros((9, 8, 7), np.uint8)
+    labels[1:4, 2:6, 1:6] = 2  # 3x4x5 voxels
+    labels[8] = 1  # the last slice: one face a column, none at the edge of the image
+    spacing_mm = (3.0, 0.5, 0.7)
+    box = 2 * (3 * 4 * 3 * 0.5 + 3 * 5 * 3 * 0.7 + 4 * 5 * 0.5 * 0.7)
+    assert face_area_mm2(labels, spacing_mm) == pytest.approx(box + 8 * 7 * 0.5 * 0.7)
+    assert face_area_mm2(np.ones((1, 2, 3)), spacing_mm) == 0
 
 
 def test_from_a_folder_to_a_trained_run(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -230,7 +231,7 @@ class Survey:
         training: cases that train fold 0.
         modalities: a name a channel.
         classes: K, the background included.
-        volumes_mm3: structure -> median volume in the cases that hold it; structures in no case are left out.
+        surface_per_mm: mm^2 of faces between different labels for each mm^3 of the image, median of the cases.
         ignore: label value that is neither learnt nor scored.
     """
 
@@ -241,7 +242,7 @@ class Survey:
     training: int
     modalities: tuple[str, ...]
     classes: int
-    volumes_mm3: Mapping[str, float] = field(default_factory=dict)
+    surface_per_mm: float
     ignore: int | None = None
 
     def median_size(self, spacing_mm: Spacing) -> Axes:
@@ -258,11 +259,6 @@ def survey_dataset(dataset: Dataset, facts: Facts) -> Survey:
         InputError: it has no fold 0 to train on.
     """
     marked = [facts[case.name] for case in dataset.labelled]
-    volumes = {}
-    for value, structure in list(enumerate(dataset.structures))[1:]:
-        held = [1000 * fact.labels[value] * fact.voxel_ml for fact in marked if fact.labels.get(value)]
-        if held:
-            volumes[structure] = float(np.median(held))
     return Survey(
         root=str(dataset.root),
         name=dataset.name,
@@ -271,6 +267,6 @@ def survey_dataset(dataset: Dataset, facts: Facts) -> Survey:
         training=len(select_fold(dataset, 0).train),
         modalities=dataset.modalities,
         classes=len(dataset.structures),
-        volumes_mm3=volumes,
+        surface_per_mm=float(np.median([f.surface_mm2 / (1000 * f.voxel_ml * math.prod(f.shape)) for f in marked])),
         ignore=dataset.ignore,
     )

@@ -38,10 +38,11 @@ from vnet.training.cost import MEASURED_ON, StepCost, estimate_step, measure_ste
 from vnet.training.grid import SMALLEST_EDGE, UNEQUAL, Grid, choose_grid
 
 ARM = "planned"
-# the study of docs/results.md: voxels of a patch, passes over the training voxels, share of voxels near a surface
-STUDY_VOXELS, STUDY_PASSES, STUDY_SHELL = 48 * 64 * 48, 13, 0.08
+# the study of docs/results.md: voxels of a patch, passes over the training voxels, share of voxels that are refined,
+# and surface of the labels (mm^2 a mm^3, times the 4 mm of an output voxel)
+STUDY_VOXELS, STUDY_PASSES, STUDY_SHARE, STUDY_SHELL = 48 * 64 * 48, 13, 0.06, 0.18
+LEAST_SHARE, MOST_SHARE = 0.01, 0.25  # of the voxels; the most that was tried, for 32 structures of the brain
 FEWEST_STEPS, MOST_STEPS = 1000, 20_000
-BALL = (36 * math.pi) ** (1 / 3)  # surface of a ball over the power 2/3 of its volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,21 +211,23 @@ def complete(config: Config, survey: Survey, grid: Grid) -> Config:
     """A draft with what follows from the data set as a whole: spacing, steps, share of voxels that are refined."""
     due = STUDY_PASSES * survey.training / (config.training.batch * grid.seen)
     steps = min(max(round(due / 100) * 100, FEWEST_STEPS), MOST_STEPS)
-    shell = shell_share(survey, grid, per_axis(config.network.output_stride))
-    fraction = min(max(0.06 * min(2 * shell / STUDY_SHELL, 1), 0.01), 0.06)
+    fraction = refined_share(survey, grid, per_axis(config.network.output_stride))
     return replace(
         config,
         data=DataConfig(root=survey.root, spacing_mm=grid.spacing_mm),
-        points=replace(config.points, refine_fraction=round(fraction, 3)),
+        points=replace(config.points, refine_fraction=fraction),
         training=replace(config.training, steps=steps, validate_every=steps // 4),
     )
 
 
-def shell_share(survey: Survey, grid: Grid, output_stride: Axes) -> float:
-    """Share of a volume within an output voxel around the surfaces, were its structures balls."""
+def refined_share(survey: Survey, grid: Grid, output_stride: Axes) -> float:
+    """Share of the voxels that the head is asked about: as in the study for as much surface, and in proportion beyond.
+
+    Below, it falls only under half of the study's surface, as the labels of some cases have more than the median.
+    """
     thickness_mm = math.prod(s * mm for s, mm in zip(output_stride, grid.spacing_mm, strict=True)) ** (1 / 3)
-    surface_mm2 = sum(BALL * volume ** (2 / 3) for volume in survey.volumes_mm3.values())
-    return surface_mm2 * thickness_mm / (math.prod(grid.size) * math.prod(grid.spacing_mm))
+    surface = survey.surface_per_mm * thickness_mm / STUDY_SHELL
+    return round(min(max(STUDY_SHARE * max(surface, min(2 * surface, 1)), LEAST_SHARE), MOST_SHARE), 3)
 
 
 def give_reasons(survey: Survey, config: Config, grid: Grid, median_mm: Spacing, memory_mib: float) -> dict[str, str]:
@@ -253,8 +256,8 @@ def give_reasons(survey: Survey, config: Config, grid: Grid, median_mm: Spacing,
         "points.num_points": f"N for a patch of {by(training.patch)}: as dense at surfaces as 2048 in 48x64x48",
         "points.width": "a hidden channel a class" if points.width > 64 else "",
         "points.refine_fraction": (
-            "the most uncertain voxels, which the head decides: 0.06 as in the study, less where the structures have "
-            "little surface for the size of the volume"
+            "the most uncertain voxels, which the head decides: 0.06 as in the study; less where the labels have "
+            "little surface for the size of the volume, more (up to 0.25) where they have much"
         ),
         "training.steps": steps_reason(survey, config),
         "training.batch": "2, or more where patches are small: up to the voxels of a step in the study, at most 8",
