@@ -35,6 +35,7 @@ from vnet.evaluation.refinement import (
     shares_within,
 )
 from vnet.evaluation.study_tables import read_study
+from vnet.report.report import build_report
 
 RESULTS = Path(__file__).parents[2] / "results"
 HEADER = "arm,fold,seed,case,structure,refined,dice,surface_dice,hd95_mm,assd_mm\n"
@@ -234,6 +235,31 @@ def test_named_comparisons_are_those_of_the_config_whose_arms_are_there(tmp_path
 def test_missing_runs_are_named(tmp_path, make_run):
     make_run(tmp_path, "dense", study={"arms": {"dense": {}, "wide": {}}, "folds": [0, 1], "seeds": [0]})
     assert read_study([tmp_path]).missing() == ["dense fold 1 seed 0", "wide fold 0 seed 0", "wide fold 1 seed 0"]
+
+
+def test_a_seed_counts_when_every_arm_is_there_on_every_fold(tmp_path, make_run):
+    named = {"arms": {"dense": {}, "wide": {}}, "folds": [0, 1], "seeds": [0, 1]}
+    runs = [(arm, fold, seed) for seed in (0, 1) for fold in (0, 1) for arm in ("dense", "wide")]
+    for arm, fold, seed in runs[:3]:
+        make_run(tmp_path, arm, fold=fold, seed=seed, study=named, offset=0.0)
+    assert len(read_study([tmp_path]).of_complete_seeds().runs) == 3  # no seed is complete: all count
+    for arm, fold, seed in runs[3:7]:
+        make_run(tmp_path, arm, fold=fold, seed=seed, study=named, offset=0.0)
+    complete = read_study([tmp_path]).of_complete_seeds()
+    assert {(run.arm, int(run.fold), run.seed) for run in complete.runs} == set(runs[:4])
+    assert set(complete.cases["seed"]) == {0}
+    report = build_report([tmp_path])
+    assert report.missing == ("wide fold 1 seed 1",)
+    assert "Seed 1: 3 runs are left out until every arm is there on every fold." in report.notes()
+    make_run(tmp_path, "wide", fold=1, seed=1, study=named, offset=0.0)
+    assert len(read_study([tmp_path]).of_complete_seeds().runs) == 8
+    assert not any("left out" in note for note in build_report([tmp_path]).notes())
+
+
+def test_seeds_that_no_config_names_count(tmp_path, make_run):
+    for arm, seed in (("dense", 0), ("wide", 0), ("dense", 1)):
+        make_run(tmp_path, arm, seed=seed, offset=0.0)
+    assert len(read_study([tmp_path]).of_complete_seeds().runs) == 3
 
 
 def test_evaluation_counts_only_when_the_path_lies_in_it(tmp_path, make_run):

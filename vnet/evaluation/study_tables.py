@@ -188,8 +188,19 @@ class Study:
         rows = self.cases[(self.cases["arm"] == arm) & (self.cases["refined"] == refined)]
         return rows.set_index(KEYS)
 
+    def of_complete_seeds(self) -> Study:
+        """The study without the seeds of its config that lack an arm on a fold; all of it where every seed does.
+
+        A seed that is still being trained has runs on some folds only, whose cases would weigh more.
+        """
+        partial = {int(name.rpartition(" ")[2]) for name in self.missing()} & set(self.settings.get("seeds") or ())
+        if not {run.seed for run in self.runs} - partial:
+            return self
+        runs = tuple(run for run in self.runs if run.seed not in partial)
+        return Study(self.cases[~self.cases["seed"].isin(partial)], runs)
+
     def missing(self) -> list[str]:
-        """Runs that the study's config or the other arms let expect, and that are not there."""
+        """Runs that the study's config or the other arms let expect, and that are not there: `ARM fold F seed S`."""
         foreign = {run.arm for run in self.runs if run.foreign}
         arms = [*self.arms, *(arm for arm in self.settings.get("arms") or {} if arm not in self.arms)]
         arms = [arm for arm in arms if arm not in foreign]

@@ -312,7 +312,8 @@ def build_report(
     Raises:
         InputError: tables that do not fit each other, or comparisons of arms that are not there.
     """
-    whole = read_study(paths, only)
+    found = read_study(paths, only)
+    whole = found.of_complete_seeds()
     own_arms, read = list(whole.arms), []
     for one in predictions:
         whole, said = add_predictions(whole, one, data)
@@ -342,11 +343,19 @@ def build_report(
         nulls=tuple(seed_nulls(study)),
         refined=read_refinement(study),
         margin=used,
-        missing=tuple(whole.missing()),
+        missing=tuple(found.missing()),
         apart=tuple(compare(apart, shown_apart, margin=dice)) if apart else (),
-        remarks=tuple(remark for remark in (*read, margin_remark, spread_remark) if remark),
+        remarks=tuple(remark for remark in (left_out(found, whole), *read, margin_remark, spread_remark) if remark),
         options=tuple(options),
     )
+
+
+def left_out(found: Study, used: Study) -> str:
+    """A sentence on the runs that do not count, as their seed is not complete; "" where all count."""
+    seeds = sorted({run.seed for run in found.runs} - {run.seed for run in used.runs})
+    runs = len(found.runs) - len(used.runs)
+    name = f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{name}: {runs} runs are left out until every arm is there on every fold." if seeds else ""
 
 
 def study_margin(study: Study) -> tuple[EquivalenceMargin | None, str]:
