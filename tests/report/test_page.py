@@ -306,6 +306,33 @@ def test_steps_timed_alone_come_from_the_benchmark(tmp_path, make_run):
     assert "at 0.50 times the seconds per training step" in " ".join(build_report([tmp_path / "s"]).headline())
 
 
+def test_seconds_are_of_the_machine_that_ran_every_arm(tmp_path, make_run):
+    def run(arm: str, fold: int, processor: str, seconds: float) -> None:
+        folder = make_run(tmp_path / "s", arm, fold=fold)
+        info = json.loads((folder / "run.json").read_text())
+        info |= {"processor": processor, "cores": 2, "seconds_per_step": seconds, "parameters": 10**6 * (1 + fold)}
+        (folder / "run.json").write_text(json.dumps(info))
+
+    run("dense", 0, "Quick", 0.2)
+    run("pointrend_s2", 0, "Quick", 0.1)
+    assert "Seconds" not in costs_table(read_study([tmp_path / "s"])).note
+    run("dense", 1, "Slow", 0.9)
+    table = costs_table(read_study([tmp_path / "s"]))
+    step, parameters = (table.columns.index(name) for name in ("s per step", "parameters"))
+    assert [row[step] for row in table.rows] == ["0.200 (1.00)", "0.100 (0.50)"]
+    assert [row[parameters] for row in table.rows] == ["1.50 M (1.00)", "1.00 M (0.67)"]  # of all runs
+    assert table.note.endswith("Seconds: of the 2 runs on Quick, 2 cores, not of those on Slow, 2 cores.")
+
+
+def test_seconds_of_arms_on_different_machines_do_not_compare(tmp_path, make_run):
+    for arm, processor in zip(PAIR, ("Quick", "Slow"), strict=True):
+        folder = make_run(tmp_path / "s", arm)
+        info = json.loads((folder / "run.json").read_text()) | {"processor": processor, "cores": 2}
+        (folder / "run.json").write_text(json.dumps(info))
+    note = costs_table(read_study([tmp_path / "s"])).note
+    assert "different machines (Quick, 2 cores; Slow, 2 cores): their seconds do not compare." in note
+
+
 def test_arms_of_a_study_keep_its_order(tmp_path, make_run):
     study = {"arms": {"dense_equal_time": {}, "a_control": {}}}
     for arm in ("a_control", "dense_equal_time"):

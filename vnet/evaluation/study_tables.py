@@ -60,6 +60,12 @@ class RunRecord:
         return f"{self.arm} fold {self.fold} seed {self.seed}"
 
     @property
+    def machine(self) -> str:
+        """Processor and cores; "" where run.json does not name them."""
+        info = self.info
+        return f"{info['processor']}, {info.get('cores')} cores" if info.get("processor") else ""
+
+    @property
     def changed_tree(self) -> bool:
         """Whether the run was made by code that differs from its commit."""
         return str(self.info.get("commit") or "").endswith("+")

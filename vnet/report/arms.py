@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -189,16 +190,48 @@ COSTS = {
 }
 
 
+SECONDS = ("seconds_per_step", "seconds", "seconds_per_case")
+
+
 def costs(study: Study) -> dict[str, dict[str, float]]:
-    """Arm to the means over its runs of what run.json says of `COSTS`; NaN where it says nothing."""
+    """Arm to the means over its runs of what run.json says of `COSTS`; NaN where it says nothing.
+
+    Seconds are means over the runs of one machine, where one ran every arm.
+    """
     found: dict[str, dict[str, float]] = {}
-    alone = steps_alone(study)
+    alone, machine = steps_alone(study), timed_on(study)
     for arm in study.arms:
-        infos = [run.info for run in study.runs if run.arm == arm]
-        values = {key: [info[key] for info in infos if isinstance(info.get(key), (int, float))] for key in COSTS}
+        runs = [run for run in study.runs if run.arm == arm]
+        infos = [run.info for run in runs]
+        timed = [run.info for run in runs if machine is None or run.foreign or run.machine in ("", machine)]
+        values = {
+            key: [info[key] for info in (timed if key in SECONDS else infos) if isinstance(info.get(key), (int, float))]
+            for key in COSTS
+        }
         found[arm] = {key: float(np.mean(v)) if v else math.nan for key, v in values.items()}
         found[arm][ALONE] = alone.get(arm, math.nan)
     return found
+
+
+def timed_on(study: Study) -> str | None:
+    """Of the machines that ran every arm, that of most runs, so that seconds compare; None where there is none."""
+    runs = [run for run in study.runs if run.machine and not run.foreign]
+    arms = {run.arm for run in runs}
+    count = Counter(run.machine for run in runs)
+    return next((m for m, _ in count.most_common() if {run.arm for run in runs if run.machine == m} == arms), None)
+
+
+def timing_note(study: Study) -> str:
+    """A sentence on the seconds of runs of several machines; "" where there is one."""
+    machines, used = sorted({run.machine for run in study.runs if run.machine and not run.foreign}), timed_on(study)
+    if len(machines) < 2:
+        return ""
+    if used is None:
+        return f" The arms were trained on different machines ({'; '.join(machines)}): their seconds do not compare."
+    others = "; ".join(machine for machine in machines if machine != used)
+    return (
+        f" Seconds: of the {sum(run.machine == used for run in study.runs)} runs on {used}, not of those on {others}."
+    )
 
 
 def steps_alone(study: Study) -> dict[str, float]:
@@ -240,6 +273,7 @@ def costs_table(study: Study) -> Table:
             " Alone: the arms taking turns in one process, nothing else running (python scripts/benchmark.py step);"
             " the runs' own seconds may hold other load."
         )
+    note += timing_note(study)
     return Table("Costs", ("arm", *(COSTS[key] for key in shown)), tuple(rows), note, first_number=1)
 
 

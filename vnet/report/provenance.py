@@ -97,7 +97,7 @@ def environments(study: Study) -> list[str]:
             f"commit {run.info['commit']}" if run.info.get("commit") else "",
             f"Python {run.info['python']}" if run.info.get("python") else "",
             *(f"{name} {version}" for name, version in packages.items()),
-            f"{run.info['processor']}, {run.info.get('cores')} cores" if run.info.get("processor") else "",
+            run.machine,
         ]
         lines[", ".join(part for part in parts if part)] = None
     return [line for line in lines if line]
