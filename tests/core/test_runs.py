@@ -163,7 +163,7 @@ def runs_on(data_set: str) -> list[KeptRun]:
 
 def test_the_studies_are_there() -> None:
     counts = {study.name: len(read_kept_runs(study)) for study in STUDIES}
-    wanted = {"ablations": 13, "hippocampus": 6, "study_equal_time": 4}
+    wanted = {"ablations": 13, "hippocampus": 6, "study_equal_time": 4, "controls": 7}
     wanted |= {"study_hippocampus": 24, "study_phantoms": 21, "study_seeds": 9}
     assert {name: counts[name] for name in wanted} == wanted
 

@@ -40,6 +40,7 @@ EQUAL_TIME = figures("study_equal_time", 0)
 ABLATIONS = figures("ablations", 0)
 PHANTOMS = figures("study_phantoms", 0, 1, 2)
 CONVERGED = figures("study_converged", 1, 2, 3, seeds=(0,))  # the seeds that are complete
+CONTROLS = figures("controls", 0)
 CONVERGED_ARMS = ("dense", "lean_s4", "lean_dense", "pointrend_s4", "coarse_s4", "dense_points", "thin_s4")
 LEAN_DENSE = "lean_s4 - dense"
 S2_COARSE, S4_COARSE = "pointrend_s2 - coarse_s2", "pointrend_s4 - coarse_s4"
@@ -60,6 +61,11 @@ def cases(comparison: str) -> str:
 def trainings(comparison: str) -> str:
     """The study's interval over trainings."""
     return interval(*MAIN.over_trainings(comparison))
+
+
+def control(arm: str, base: str = "dense") -> float:
+    """The mean difference of a control from its base, on the fold of choices."""
+    return float(CONTROLS.summary(f"{arm} - {base}").mean)
 
 
 def converged(comparison: str) -> str:
@@ -96,7 +102,11 @@ def results() -> list[str]:
     )
     assert max(map(abs, dense)) < 0.0015
     surest, least = CONVERGED.wrong("lean_s4", 4, math.inf), CONVERGED.wrong("lean_s4", 0, 0.25)
+    tried = {arm: control(arm) for arm in ("dense_rate_low", "dense_rate_high", "dense_plain", "dense_top_k")}
+    assert max(tried, key=lambda arm: tried[arm]) == "dense_rate_high"
     return [
+        f"The best, with twice the learning rate, is {change(tried['dense_rate_high'])} above it.",
+        f"at random the head loses {dice(-control('pointrend_s4_random', 'pointrend_s4'))}.",
         f"still rise by {min(rising.values()):.4f} to {max(rising.values()):.4f} over the last quarter",
         f"is {lean[0]:+.1%} (anterior) and {lean[1]:+.1%} (posterior) for `lean_s4`, {head[0]:+.1%} and {head[1]:+.1%} "
         "for `pointrend_s4`, within 0.1% for `dense`",
@@ -135,7 +145,12 @@ def log() -> list[str]:
     noisy_s4 = PHANTOMS.by_property(S4_DENSE, "noise", 0.6)
     long = {arm: dice(LONG.mean(arm, "dice")) for arm in ("dense", "pointrend_s2", "pointrend_s4", "pointrend_s1")}
     timed = [dice(EQUAL_TIME.mean(f"{arm}_equal_time", "dice")) for arm in TIMED]
+    rate_low, random = control("dense_rate_low"), control("pointrend_s4_random", "pointrend_s4")
+    chance = [change(control(f"dense_{name}")) for name in ("rate_high", "plain", "top_k")]
     return [
+        f"is worse by {dice(-rate_low)}. Twice the rate ({chance[0]}), no augmentation ({chance[1]}) and top-k "
+        f"cross-entropy ({chance[2]}) change nothing",
+        f"Points drawn at random cost `pointrend_s4` {dice(-random)}.",
         f"`{S2_DENSE}` over the three trainings is {trainings(S2_DENSE)}.",
         f"They are {change(thick, 3)}, {change(noisy, 3)} and {change(noisy_s4, 3)}, not",
         f"`dense` has {long['dense']} (before .8803†), `pointrend_s2` {long['pointrend_s2']} (.8748†), "
