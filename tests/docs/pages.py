@@ -323,6 +323,7 @@ def comparison_cell(found: StudyFigures, comparison: str, column: str, cell: str
         "difference in Dice": change(summary.mean),
         "interval over cases": interval(summary.low, summary.high),
         "interval over subjects": interval(summary.low, summary.high),
+        "interval over subjects and trainings": interval(summary.low, summary.high),  # from six trainings on
         "interval over trainings": interval(*found.over_trainings(comparison)),
         "better / worse": f"{100 * summary.better:.0f} % / {100 * summary.worse:.0f} %",
     }.get(column, cell)

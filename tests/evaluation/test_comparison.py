@@ -250,7 +250,7 @@ def test_a_seed_counts_when_every_arm_is_there_on_every_fold(tmp_path, make_run)
     assert set(complete.cases["seed"]) == {0}
     report = build_report([tmp_path])
     assert report.missing == ("wide fold 1 seed 1",)
-    assert "Seed 1: 3 runs are left out until every arm is there on every fold." in report.notes()
+    assert "Seed 1: 3 runs left out until every arm is there on every fold." in report.notes()
     make_run(tmp_path, "wide", fold=1, seed=1, study=named, offset=0.0)
     assert len(read_study([tmp_path]).of_complete_seeds().runs) == 8
     assert not any("left out" in note for note in build_report([tmp_path]).notes())

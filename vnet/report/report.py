@@ -355,7 +355,7 @@ def left_out(found: Study, used: Study) -> str:
     seeds = sorted({run.seed for run in found.runs} - {run.seed for run in used.runs})
     runs = len(found.runs) - len(used.runs)
     name = f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"{name}: {runs} runs are left out until every arm is there on every fold." if seeds else ""
+    return f"{name}: {runs} run{'s' * (runs > 1)} left out until every arm is there on every fold." if seeds else ""
 
 
 def study_margin(study: Study) -> tuple[EquivalenceMargin | None, str]:
