@@ -102,7 +102,9 @@ def require_near(run: Path, other: Path) -> None:
     for tag in one:
         assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]], tag
         ours, theirs = ([value for _, value in found[tag]] for found in (one, two))
-        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4, err_msg=tag)
+        # a share of the refined voxels moves by steps where these are few: a voxel changes its class or its bin
+        apart = 2e-3 if "refinement/" in tag else 2e-4
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=apart, err_msg=tag)
     ours, theirs = ([found[tag][0][1] for tag in found if "loss" in tag] for found in (one, two))
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # of the first step
 
